@@ -1,0 +1,120 @@
+"""``pennylane:NAME``: the head as a PennyLane QNode on any installed device. Qubits are called wires only here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from inspect import signature
+from typing import Any, ClassVar
+
+import numpy as np
+import pennylane as qml
+from numpy.typing import NDArray
+
+from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate, stream_seed
+from hqtl_common.circuit import operations
+from hqtl_common.errors import BackendUnavailableError, CapabilityError
+from hqtl_common.records import Evaluation, ExecutionRecord
+from hqtl_common.specs import HeadSpec
+
+__all__ = ["PennyLaneBackend", "make_device", "queue_head"]
+
+_GATES: dict[str, Callable[..., Any]] = {"h": qml.Hadamard, "ry": qml.RY, "cx": qml.CNOT}
+
+
+class PennyLaneBackend:
+    """See :class:`hqtl_common.backends.base.Backend`; rows are one broadcast execution.
+
+    Args:
+        name: ``pennylane:`` and the device's name, for example ``pennylane:default.qubit``.
+        shots: Repetitions, or None for exact values.
+        seed: Seed of the device, for devices that take one.
+
+    Raises:
+        ConfigError: An option outside its range.
+        BackendUnavailableError: PennyLane has no such device.
+    """
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"shots", "seed"})
+
+    def __init__(self, name: str, *, shots: int | None = None, seed: int | None = None) -> None:
+        self.name = name
+        self.device_name = name.partition(":")[2]
+        self.shots = check_shots(shots)
+        seeded = _takes_seed(make_device(self.device_name, 2))
+        self.seed = check_seed(seed, self.shots) if seeded else None
+
+    def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
+        """See :meth:`hqtl_common.backends.base.Backend.run`."""
+        started = time.perf_counter()
+        weights64, angles64 = check_table(spec, weights, angles)
+        try:
+            expvals, covs = self._evaluate(spec, weights64, angles64, stream)
+        except qml.exceptions.DeviceError as error:
+            raise CapabilityError(f"{self.name} with shots={self.shots}: {error}") from error
+        record = ExecutionRecord(
+            backend_requested=self.name,
+            backend_used=self.name,
+            shots=self.shots,
+            seed=self.seed,
+            num_rows=len(angles64),
+            versions={"pennylane": qml.__version__},
+            wall_seconds=time.perf_counter() - started,
+        )
+        return Evaluation(expvals, covs, record)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _evaluate(
+        self, spec: HeadSpec, weights: NDArray[np.float64], angles: NDArray[np.float64], stream: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        if not len(angles):
+            empty = np.zeros((0, spec.num_qubits))
+            return empty, None if self.shots is None else np.zeros((0, spec.num_qubits, spec.num_qubits))
+        seed = None if self.seed is None else stream_seed(self.seed, stream)
+        device = make_device(self.device_name, spec.num_qubits, seed)
+        wires = range(spec.num_qubits)
+
+        def circuit() -> Any:
+            queue_head(spec, weights, angles)
+            return [qml.expval(qml.Z(wire)) for wire in wires] if self.shots is None else qml.sample(wires=wires)
+
+        node = qml.QNode(circuit, device, interface="numpy", diff_method=None)
+        if self.shots is None:
+            return np.stack([np.broadcast_to(np.asarray(z, dtype=np.float64), len(angles)) for z in node()], axis=-1), None
+        bits = np.asarray(qml.set_shots(node, shots=self.shots)(), dtype=np.int64).reshape(len(angles), self.shots, spec.num_qubits)
+        return estimate(_count(bits), spec.num_qubits)
+
+
+def make_device(device_name: str, num_qubits: int, seed: Any = None) -> Any:
+    """A PennyLane device; ``seed`` only for devices that take one.
+
+    Raises:
+        BackendUnavailableError: PennyLane has no such device, or it needs something that is missing.
+    """
+    options = {} if seed is None else {"seed": seed}
+    try:
+        return qml.device(device_name, wires=num_qubits, **options)
+    except (qml.exceptions.DeviceError, TypeError, ValueError, ImportError) as error:
+        raise BackendUnavailableError(f"PennyLane cannot make the device {device_name!r}: {error}") from error
+
+
+def queue_head(spec: HeadSpec, weights: Any, angles: Any) -> None:
+    """Queue the head's gates; arrays or tensors with rows in front of their last axes broadcast."""
+    flat = {"angles": angles, "weights": weights.reshape(*weights.shape[:-2], spec.num_weights)}
+    for operation in operations(spec):
+        arguments = [] if operation.source is None else [flat[operation.source][..., operation.index]]
+        _GATES[operation.gate](*arguments, wires=operation.qubits)
+
+
+def _takes_seed(device: Any) -> bool:
+    return "seed" in signature(type(device).__init__).parameters
+
+
+def _count(bits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Outcomes (R, shots, n) of 0 and 1 → counts (R, 2^n), the first qubit most significant."""
+    num_rows, _, num_qubits = bits.shape
+    outcomes = bits @ (1 << np.arange(num_qubits - 1, -1, -1))
+    cells = outcomes + (np.arange(num_rows) << num_qubits)[:, None]
+    return np.bincount(cells.ravel(), minlength=num_rows << num_qubits).reshape(num_rows, -1)

@@ -1,0 +1,132 @@
+"""Names → backends. A lazy table: nothing heavy is imported until a backend is made."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from hqtl_common.backends.base import Backend, Capabilities, DiffMethod
+from hqtl_common.errors import BackendUnavailableError, ConfigError, UnknownBackendError
+
+__all__ = ["FAMILIES", "Family", "backend_capabilities", "backend_names", "family_of", "get_backend"]
+
+_SHIFTS: tuple[DiffMethod, ...] = ("parameter-shift", "finite-diff", "spsa")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One row of the table.
+
+    Args:
+        pattern: Name shown to people; ``prefix:NAME`` stands for any name after the prefix.
+        target: ``module:class``, imported when a backend of the family is made.
+        capabilities: What the family can do at most; an instance may be narrower.
+        extra: The installation extra that brings its packages, None when nothing more is needed.
+    """
+
+    pattern: str
+    target: str
+    capabilities: Capabilities
+    extra: str | None = None
+
+    def matches(self, name: str) -> bool:
+        """True if ``name`` belongs to this family."""
+        prefix, colon, rest = self.pattern.partition(":")
+        return name.startswith(prefix + colon) and len(name) > len(prefix + colon) if rest else name == self.pattern
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "statevector",
+        "hqtl_common.backends.statevector:StatevectorBackend",
+        Capabilities(
+            summary="exact simulator (NumPy; torch in training); with shots a seeded draw from exact probabilities",
+            exact=True,
+            shots=True,
+            noise=None,
+            paid=False,
+            diff_methods=("backprop", *_SHIFTS),
+        ),
+    ),
+    Family(
+        "pennylane:NAME",
+        "hqtl_common.backends.pennylane:PennyLaneBackend",
+        Capabilities(
+            summary="any installed PennyLane device, for example pennylane:default.qubit",
+            exact=True,
+            shots=True,
+            noise=None,
+            paid=False,
+            diff_methods=("backprop", "adjoint", *_SHIFTS),
+        ),
+        extra="quantum",
+    ),
+    Family(
+        "aer",
+        "hqtl_common.backends.sampler:AerBackend",
+        Capabilities(
+            summary="Qiskit Aer's sampler without noise, all rows as one PUB",
+            exact=False,
+            shots=True,
+            noise=None,
+            paid=False,
+            diff_methods=_SHIFTS,
+        ),
+        extra="quantum",
+    ),
+)
+
+
+def backend_names() -> tuple[str, ...]:
+    """The names and name patterns that :func:`get_backend` knows."""
+    return tuple(family.pattern for family in FAMILIES)
+
+
+def family_of(name: str) -> Family:
+    """The family of a backend name.
+
+    Raises:
+        UnknownBackendError: No family has this name.
+    """
+    for family in FAMILIES:
+        if family.matches(name):
+            return family
+    raise UnknownBackendError(f"unknown backend {name!r}; known are {', '.join(backend_names())}")
+
+
+def backend_capabilities(name: str) -> Capabilities:
+    """What a backend can do, without making it (see :class:`Family`).
+
+    Raises:
+        UnknownBackendError: No family has this name.
+    """
+    return family_of(name).capabilities
+
+
+def get_backend(name: str, **options: Any) -> Backend:
+    """Make a backend.
+
+    Args:
+        name: For example ``statevector``, ``pennylane:default.qubit``, ``aer``.
+        options: ``shots`` (None = exact where possible), ``seed``, and what the backend names in its ``OPTIONS``.
+
+    Raises:
+        UnknownBackendError: No backend has this name.
+        ConfigError: An unknown option, or a value out of range; nothing has run.
+        CapabilityError: The backend cannot do what the options ask.
+        BackendUnavailableError: The package behind the backend is not installed.
+    """
+    family = family_of(name)
+    module, _, attribute = family.target.partition(":")
+    try:
+        backend_class = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"backend {name!r} needs a package that is not installed ({error.name}); install it with: pip install 'hqtl[{family.extra}]'"
+        ) from error
+    unknown = sorted(set(options) - backend_class.OPTIONS)
+    if unknown:
+        raise ConfigError(f"backend {name!r} has no option {', '.join(unknown)}; it knows {', '.join(sorted(backend_class.OPTIONS))}")
+    backend: Backend = backend_class(name, **options)
+    return backend

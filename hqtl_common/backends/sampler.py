@@ -1,0 +1,103 @@
+"""``aer``: Qiskit Aer's SamplerV2. One parametric circuit, transpiled once; all rows are one PUB."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+import qiskit
+import qiskit_aer
+from numpy.typing import NDArray
+from qiskit import QuantumCircuit
+from qiskit.primitives import BitArray
+from qiskit_aer.primitives import SamplerV2
+
+from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate, stream_seed
+from hqtl_common.circuit import qiskit_circuit
+from hqtl_common.records import Evaluation, ExecutionRecord
+from hqtl_common.specs import HeadSpec
+
+__all__ = ["DEFAULT_SHOTS", "AerBackend", "bindings", "counts_of"]
+
+DEFAULT_SHOTS = 1024
+
+
+class AerBackend:
+    """Noise-free sampling by Aer; see :class:`hqtl_common.backends.base.Backend`.
+
+    Args:
+        name: ``aer``.
+        shots: Repetitions (None: 1024, and the record says so).
+        seed: Seed of the sampling.
+
+    Raises:
+        ConfigError: An option outside its range.
+    """
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"shots", "seed"})
+
+    def __init__(self, name: str = "aer", *, shots: int | None = None, seed: int | None = None) -> None:
+        self.name = name
+        self.shots = check_shots(shots) or DEFAULT_SHOTS
+        self.seed = check_seed(seed, self.shots)
+        self._lock = threading.Lock()  # Aer's simulator object is shared and not thread-safe
+
+    def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
+        """See :meth:`hqtl_common.backends.base.Backend.run`."""
+        started = time.perf_counter()
+        weights64, angles64 = check_table(spec, weights, angles)
+        circuit = _measured_circuit(spec)
+        with self._lock:
+            bits = self._sample(circuit, bindings(spec, weights64, angles64), stream) if len(angles64) else None
+        counts = np.zeros((0, 2**spec.num_qubits)) if bits is None else counts_of(bits)
+        expvals, covs = estimate(counts, spec.num_qubits)
+        record = ExecutionRecord(
+            backend_requested=self.name,
+            backend_used=self.name,
+            shots=self.shots,
+            seed=self.seed,
+            num_rows=len(angles64),
+            depth=circuit.depth(),
+            two_qubit_gates=circuit.num_nonlocal_gates(),
+            versions={"qiskit": qiskit.__version__, "qiskit-aer": qiskit_aer.__version__},
+            wall_seconds=time.perf_counter() - started,
+        )
+        return Evaluation(expvals, covs, record)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _sample(self, circuit: QuantumCircuit, parameters: dict[Any, NDArray[np.float64]], stream: int) -> BitArray:
+        simulator_seed = int(stream_seed(self.seed, stream).generate_state(1)[0] >> 1)
+        sampler = SamplerV2(default_shots=self.shots, seed=simulator_seed)
+        bits: BitArray = sampler.run([(circuit, parameters)]).result()[0].data.meas
+        return bits
+
+
+@lru_cache(maxsize=64)
+def _measured_circuit(spec: HeadSpec) -> QuantumCircuit:
+    return qiskit_circuit(spec, measure=True)  # H, RY and CX are native to Aer: nothing to transpile
+
+
+def bindings(spec: HeadSpec, weights: NDArray[np.float64], angles: NDArray[np.float64]) -> dict[Any, NDArray[np.float64]]:
+    """Parameter values of R rows by name, as a PUB takes them: (R, L·n) and (R, n); never by position."""
+    per_row = np.broadcast_to(weights, (len(angles), *spec.weights_shape)).reshape(len(angles), spec.num_weights)
+    return {
+        tuple(f"angles[{k}]" for k in range(spec.num_angles)): angles,
+        tuple(f"weights[{k}]" for k in range(spec.num_weights)): per_row,
+    }
+
+
+def counts_of(bits: BitArray) -> NDArray[np.int64]:
+    """Qiskit's shots of R rows → counts (R, 2^n), qubit 0 most significant."""
+    outcomes = np.zeros(bits.array.shape[:2], dtype=np.int64)
+    for byte in range(bits.array.shape[-1]):  # big-endian bytes, qubit 0 in the lowest bit
+        outcomes = outcomes << 8 | bits.array[..., byte]
+    reversed_outcomes = np.zeros_like(outcomes)
+    for qubit in range(bits.num_bits):
+        reversed_outcomes = reversed_outcomes << 1 | outcomes >> qubit & 1
+    cells = reversed_outcomes + (np.arange(len(outcomes)) << bits.num_bits)[:, None]
+    return np.bincount(cells.ravel(), minlength=len(outcomes) << bits.num_bits).reshape(len(outcomes), -1)

@@ -1,0 +1,186 @@
+"""A bundle and a backend together: images in, answers out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hqtl_common.backends.base import Backend
+from hqtl_common.backends.registry import get_backend
+from hqtl_common.bundle import ModelBundle
+from hqtl_common.errors import ConfigError, ShapeError
+from hqtl_common.preprocess import preprocess_batch
+from hqtl_common.records import InferenceBatch, Prediction
+from hqtl_common.stages import Stage
+
+__all__ = ["HybridClassifier", "decide", "softmax"]
+
+Source = bytes | str | os.PathLike[str]
+F64 = NDArray[np.float64]
+
+_Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+class HybridClassifier:
+    """Runs every stage of a bundle; the head on ``backend``. Use it as a context manager or call :meth:`close`.
+
+    Args:
+        bundle: A loaded bundle.
+        backend: Where the head runs (default: ``statevector``, exact). It is not closed by this object.
+        threads: Threads of the backbone (default: all cores).
+        providers: ONNX Runtime's execution providers of the backbone.
+        threshold: Probability from which the positive label is given (default: the bundle's); two classes only.
+
+    Raises:
+        BundleError: The bundle was changed since it was loaded, or ONNX Runtime cannot load it.
+        ConfigError: A threshold outside (0, 1), or one for more than two classes.
+    """
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        backend: Backend | None = None,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threshold: float | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.backend = backend or get_backend("statevector")
+        self.threshold = _check_threshold(bundle, threshold)
+        self._backbone = Stage(bundle.read("backbone.onnx"), "backbone.onnx", threads=threads, providers=providers)
+        self._pre_net = Stage(bundle.read("pre_net.onnx"), "pre_net.onnx", threads=1)
+        self._post_net = Stage(bundle.read("post_net.onnx"), "post_net.onnx", threads=1)
+        width, classes = bundle.head.num_qubits, len(bundle.labels)
+        self._post_weight = self._post_net(np.eye(width)) - self._post_net(np.zeros((1, width)))  # (n, C): it is linear
+        if self._post_weight.shape != (width, classes):
+            raise ShapeError(f"post_net.onnx gives {self._post_weight.shape[1]} logits; the bundle has {classes} labels")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the ONNX Runtime sessions."""
+        del self._backbone, self._pre_net, self._post_net
+
+    def preprocess(self, sources: Sequence[Source]) -> InferenceBatch:
+        """Images → a batch with ``pixels``.
+
+        Raises:
+            InputError: See :func:`hqtl_common.preprocess.preprocess_batch`.
+        """
+        return InferenceBatch(pixels=preprocess_batch(sources, self.bundle.preprocess))
+
+    def featurize(self, batch: InferenceBatch) -> InferenceBatch:
+        """Fill ``features`` and ``angles`` from ``pixels`` (or ``angles`` from ``features`` that are given)."""
+        features = batch.features
+        if features is None:
+            if batch.pixels is None:
+                raise ShapeError("a batch needs pixels or features; call preprocess first")
+            features = self._backbone(batch.pixels)
+        return dataclasses.replace(batch, features=features, angles=self._pre_net(features))
+
+    def run(
+        self, batch: InferenceBatch, *, backend: Backend | None = None, stream: int = 0, threshold: float | None = None
+    ) -> InferenceBatch:
+        """Fill every field that is still empty; stages whose result is given are not run again.
+
+        Args:
+            batch: At least ``pixels``, ``features`` or ``angles``.
+            backend: Where the head runs (default: the classifier's).
+            stream: Which independent noise to draw; see :meth:`hqtl_common.backends.base.Backend.run`.
+            threshold: In place of the classifier's.
+
+        Raises:
+            ShapeError: An array does not fit its stage.
+            ConfigError: An illegal threshold.
+            BackendError: The head could not be run.
+        """
+        threshold = self.threshold if threshold is None else _check_threshold(self.bundle, threshold)
+        if batch.angles is None:
+            batch = self.featurize(batch)
+        assert batch.angles is not None
+        backend = backend or self.backend
+        answer = backend.run(self.bundle.head, self.bundle.weights, batch.angles, stream=stream)
+        logits = np.asarray(self._post_net(answer.expvals), dtype=np.float64)
+        temperature = self.bundle.manifest.temperature_for(backend.name)
+        probabilities = softmax(logits / temperature)
+        covs = answer.expval_covs
+        return dataclasses.replace(
+            batch,
+            expvals=answer.expvals,
+            expval_covs=covs,
+            logits=logits,
+            probabilities=probabilities,
+            intervals=None if covs is None else _intervals(probabilities, covs, self._post_weight / temperature),
+            label_indices=decide(probabilities, self.bundle.labels.index(self.bundle.manifest.positive_label), threshold),
+            labels=self.bundle.labels,
+            execution=answer.record,
+        )
+
+    def predict(self, source: Source) -> Prediction:
+        """Classify one image (encoded bytes, or a path).
+
+        Raises:
+            InputError: The image cannot be used.
+            BackendError: The head could not be run.
+        """
+        return self.predict_many([source])[0]
+
+    def predict_many(self, sources: Sequence[Source]) -> list[Prediction]:
+        """Classify several images in one execution; see :meth:`predict`."""
+        return self.run(self.preprocess(sources)).predictions()
+
+
+def softmax(logits: F64) -> F64:
+    """Softmax over the last axis, float64."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: F64 = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result
+
+
+def decide(probabilities: F64, positive: int, threshold: float | None) -> NDArray[np.intp]:
+    """Label indices (B,) from probabilities (B, C).
+
+    With two classes the positive one is given where its probability is at least ``threshold``; with more, the most probable.
+    """
+    if threshold is None:
+        return np.argmax(probabilities, axis=-1).astype(np.intp)
+    return np.where(probabilities[..., positive] >= threshold, positive, 1 - positive).astype(np.intp)
+
+
+def _check_threshold(bundle: ModelBundle, threshold: float | None) -> float | None:
+    if len(bundle.labels) != 2:
+        if threshold is not None:
+            raise ConfigError(f"a threshold needs two classes; the bundle has {len(bundle.labels)}: leave it out")
+        return None
+    value = bundle.manifest.threshold if threshold is None else threshold
+    if not 0 < value < 1:
+        raise ConfigError(f"threshold must lie between 0 and 1; got {value}")
+    return value
+
+
+def _intervals(probabilities: F64, covs: F64, weight: F64) -> F64:
+    """95 % intervals (B, C, 2) of probabilities from the covariance of the expvals (B, n, n), by the log-odds.
+
+    log-odds g_c = log p_c/(1−p_c) has ∂g_c/∂logit_k = δ_ck − (1−δ_ck)·p_k/(1−p_c); weight (n, C) carries it to the expvals.
+    """
+    tiny = np.finfo(np.float64).tiny
+    rest = np.maximum(1.0 - probabilities, tiny)
+    others = -probabilities[:, None, :] / rest[:, :, None]
+    identity = np.eye(probabilities.shape[1], dtype=bool)[None]
+    gradient = np.where(identity, 1.0, others) @ weight.T
+    deviation = np.sqrt(np.maximum(np.einsum("bci,bij,bcj->bc", gradient, covs, gradient), 0.0))
+    log_odds = np.log(np.maximum(probabilities, tiny)) - np.log(rest)
+    bounds = log_odds[:, :, None] + _Z95 * deviation[:, :, None] * np.array([-1.0, 1.0])
+    result: F64 = np.exp(-np.logaddexp(0.0, -bounds))
+    return result

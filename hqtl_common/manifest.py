@@ -1,0 +1,155 @@
+"""``manifest.json`` of a bundle: its schema, and its one canonical form on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hqtl_common.errors import BundleFormatError, BundleIntegrityError, BundleVersionError, ConfigError
+from hqtl_common.specs import HeadSpec, PreprocessSpec
+
+__all__ = ["ALLOWED_FILES", "MANIFEST", "REQUIRED_FILES", "SCHEMA", "BackboneInfo", "FileEntry", "Manifest", "SplitInfo"]
+
+SCHEMA = "hqtl-bundle/1"
+MANIFEST = "manifest.json"
+REQUIRED_FILES = frozenset({"backbone.onnx", "pre_net.onnx", "post_net.onnx", "head.json", "head.qasm", "MODEL_CARD.md"})
+ALLOWED_FILES = REQUIRED_FILES | {"model.onnx"}
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Strict):
+    """Size and hash of one file."""
+
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0)]
+
+
+class BackboneInfo(_Strict):
+    """Which network gives the features.
+
+    ``weights`` is ``imagenet``, ``none`` (random, from the run's seed) or ``custom``; ``weights_sha256`` is taken over the values.
+    """
+
+    name: str
+    weights: str
+    weights_sha256: Sha256
+    feature_width: Annotated[int, Field(ge=1)]
+
+
+class SplitInfo(_Strict):
+    """How the data was divided, and the hash of the result."""
+
+    recipe: str
+    seed: int
+    group_by: str
+    sha256: Sha256
+    counts: dict[str, dict[str, int]]
+
+
+class Manifest(_Strict):
+    """Everything a bundle says about itself; see the docstrings of the parts.
+
+    Args:
+        schema_: Always ``hqtl-bundle/1`` (key ``schema``).
+        created: UTC time from SOURCE_DATE_EPOCH, or None, so that the same training gives the same bytes.
+        labels: Class names in the order of the logits.
+        positive_label: The class that precision, recall and ``threshold`` speak of.
+        threshold: With two classes: the positive label is given from this probability on.
+        temperature: Divisor of the logits per backend name; ``default`` for all others.
+        metrics: Per split, figures measured at training time.
+        training: Data hash, versions, backend, diff_method and every option of the run.
+        onnx: Opset and exporter.
+        files: Size and SHA-256 of every other file.
+    """
+
+    schema_: Annotated[Literal["hqtl-bundle/1"], Field(alias="schema")] = "hqtl-bundle/1"
+    created: str | None = None
+    hqtl_version: str
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    positive_label: str
+    preprocess: dict[str, Any]
+    head: dict[str, Any]
+    backbone: BackboneInfo
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    temperature: dict[str, Annotated[float, Field(gt=0)]] = {"default": 1.0}
+    metrics: dict[str, dict[str, Any]] = {}
+    split: SplitInfo
+    training: dict[str, Any] = {}
+    onnx: dict[str, Any] = {}
+    files: dict[str, FileEntry] = {}
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"labels must differ from each other; got {list(labels)}")
+        return labels
+
+    @field_validator("temperature")
+    @classmethod
+    def _has_default(cls, temperature: dict[str, float]) -> dict[str, float]:
+        if "default" not in temperature:
+            raise ValueError("temperature needs an entry named default")
+        return temperature
+
+    @model_validator(mode="after")
+    def _parts_are_legal(self) -> Self:
+        if self.positive_label not in self.labels:
+            raise ValueError(f"positive_label {self.positive_label!r} is not one of the labels {list(self.labels)}")
+        _ = self.head_spec, self.preprocess_spec
+        return self
+
+    @property
+    def head_spec(self) -> HeadSpec:
+        """The head's structure."""
+        return HeadSpec.from_dict(self.head)
+
+    @property
+    def preprocess_spec(self) -> PreprocessSpec:
+        """The preprocessing."""
+        return PreprocessSpec.from_dict(self.preprocess)
+
+    def temperature_for(self, backend: str) -> float:
+        """Divisor of the logits for answers of ``backend``."""
+        return self.temperature.get(backend, self.temperature["default"])
+
+    def to_bytes(self) -> bytes:
+        """The canonical file: sorted keys, and a hash of the rest in ``manifest_sha256``."""
+        values = self.model_dump(mode="json", by_alias=True)
+        return _dump({**values, "manifest_sha256": hashlib.sha256(_dump(values)).hexdigest()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Parse and check the canonical file.
+
+        Raises:
+            BundleFormatError: Not JSON, or a field is missing, unknown or out of range.
+            BundleVersionError: Another schema.
+            BundleIntegrityError: A byte differs from what was written.
+        """
+        try:
+            values = json.loads(data)
+            found = values.pop("manifest_sha256", None)
+            schema = values.get("schema")
+        except (ValueError, AttributeError, TypeError) as error:
+            raise BundleFormatError(f"{MANIFEST} is not a JSON object: {error}") from error
+        if isinstance(schema, str) and schema.startswith("hqtl-bundle/") and schema != SCHEMA:
+            raise BundleVersionError(f"the bundle has the schema {schema!r}; this version reads {SCHEMA!r}: update hqtl or export again")
+        if found != hashlib.sha256(_dump(values)).hexdigest() or data != _dump({**values, "manifest_sha256": found}):
+            raise BundleIntegrityError(f"{MANIFEST} was changed after it was written (its own hash does not match)")
+        try:
+            return cls.model_validate(values)
+        except (ValidationError, ConfigError) as error:
+            raise BundleFormatError(f"{MANIFEST} does not fit the schema {SCHEMA}: {error}") from error
+
+
+def _dump(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

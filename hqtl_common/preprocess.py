@@ -1,0 +1,194 @@
+"""Bytes or a file → ``pixels``: the same bytes give the same array offline and online.
+
+Only Pillow and NumPy are used. For 8-bit images the result equals torchvision's
+``Resize((size, size)) → ToTensor → Normalize``; deeper images keep their depth.
+
+Value ranges are declared, never guessed: 8-bit images are 0…255, 16-bit ones 0…65535 unless the TIFF tags
+MinSampleValue/MaxSampleValue or SMinSampleValue/SMaxSampleValue say otherwise; 32-bit and float images need those tags.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hqtl_common.errors import ImageDecodeError, InputError
+from hqtl_common.specs import PreprocessSpec
+
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "open_image", "preprocess", "preprocess_batch", "read_file"]
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+MAX_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
+MAX_BYTES = 1 << 30
+
+_EIGHT_BIT = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"})
+_ALPHA = frozenset({"LA", "PA", "RGBA", "La", "RGBa"})
+_DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
+_RANGE_TAGS = ((340, 341), (280, 281))  # SMin/SMaxSampleValue, Min/MaxSampleValue
+_DECODE_FAILURES = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular file; pipes, sockets and devices are refused instead of waited for.
+
+    Raises:
+        InputError: The path does not exist, cannot be read, is not a regular file or is larger than ``max_bytes``.
+    """
+    name = os.fsdecode(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"expected an image file; {name!r} is not a regular file")
+            if status.st_size > max_bytes:
+                raise InputError(f"{name!r} has {status.st_size:,} bytes; the limit is {max_bytes:,}")
+            return file.read(max_bytes)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read {name!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode bytes by content to a Pillow image in mode ``RGB`` (8 bit) or ``F`` (deeper grey, values in [0, 1]).
+
+    EXIF orientation is applied, transparency is composited on white, palettes and CMYK become RGB.
+
+    Args:
+        data: An encoded PNG, JPEG, TIFF, BMP or WebP image; the declared type or file name plays no part.
+        max_pixels: Largest width × height, checked before any pixel is decoded.
+
+    Raises:
+        ImageDecodeError: Not an image of these formats, damaged, too large, several pages, or of an undeclared value range.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_header(image, max_pixels)
+            image.load()
+            return _to_rgb_or_unit(ImageOps.exif_transpose(image))
+    except ImageDecodeError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageDecodeError(f"not a {', '.join(FORMATS)} image ({len(data):,} bytes)") from error
+    except _DECODE_FAILURES as error:
+        raise ImageDecodeError(f"the image is damaged or cut off: {type(error).__name__}: {error}") from error
+
+
+def preprocess(
+    source: bytes | str | os.PathLike[str], spec: PreprocessSpec | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.float32]:
+    """One image → pixels (3, size, size) float32, normalised.
+
+    Args:
+        source: Encoded bytes, or the path of a file that holds them.
+        spec: Size and normalisation (default: 224 and ImageNet's).
+        max_pixels: See :func:`open_image`.
+
+    Raises:
+        InputError: The file cannot be read.
+        ImageDecodeError: See :func:`open_image`.
+    """
+    spec = spec or PreprocessSpec()
+    data = source if isinstance(source, bytes) else read_file(source)
+    image = open_image(data, max_pixels)
+    if image.size != (spec.size, spec.size):
+        image = image.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
+    unit = np.asarray(image, dtype=np.float32)
+    if image.mode == "RGB":
+        unit = unit / np.float32(255)
+    else:
+        unit = np.repeat(unit[:, :, None], 3, axis=2)
+    normalised = (unit - np.asarray(spec.mean, dtype=np.float32)) / np.asarray(spec.std, dtype=np.float32)
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def preprocess_batch(sources: Sequence[bytes | str | os.PathLike[str]], spec: PreprocessSpec | None = None) -> NDArray[np.float32]:
+    """Several images → pixels (B, 3, size, size) float32; see :func:`preprocess`.
+
+    Raises:
+        InputError: The first source that cannot be used; its position is part of the message.
+    """
+    spec = spec or PreprocessSpec()
+    pixels = np.empty((len(sources), 3, spec.size, spec.size), dtype=np.float32)
+    for index, source in enumerate(sources):
+        try:
+            pixels[index] = preprocess(source, spec)
+        except InputError as error:
+            name = f"image {index}" if isinstance(source, bytes) else repr(os.fsdecode(Path(source)))
+            raise type(error)(f"{name}: {error}") from error
+    return pixels
+
+
+def _check_header(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels or not width or not height:
+        raise ImageDecodeError(f"the image has {width} × {height} pixels; at least 1 and at most {max_pixels:,} are allowed")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a second picture in a phone's JPEG is a preview or a depth map
+        raise ImageDecodeError(f"the {image.format} file holds {frames} pages or frames; save the wanted one as a file of its own")
+
+
+def _to_rgb_or_unit(image: Image.Image) -> Image.Image:
+    if image.mode in _DEEP:
+        return _to_unit(image)
+    if image.mode in _ALPHA or "transparency" in image.info:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(_to_rgba(image))
+        return opaque.convert("RGB")
+    if image.mode in _EIGHT_BIT:
+        return image.convert("RGB")
+    raise ImageDecodeError(f"images of mode {image.mode!r} are not supported; save it as 8- or 16-bit grey or 8-bit colour")
+
+
+def _to_rgba(image: Image.Image) -> Image.Image:
+    premultiplied = {"La": "LA", "RGBa": "RGBA"}
+    return image.convert(premultiplied.get(image.mode, image.mode)).convert("RGBA")
+
+
+def _to_unit(image: Image.Image) -> Image.Image:
+    low, high = _declared_range(image)
+    values = np.asarray(image).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ImageDecodeError("the image holds values that are not finite numbers")
+    return Image.fromarray(np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32))
+
+
+def _declared_range(image: Image.Image) -> tuple[float, float]:
+    tags = getattr(image, "tag_v2", {})
+    for low_tag, high_tag in _RANGE_TAGS:
+        if high_tag in tags:
+            low, high = float(np.ravel(tags.get(low_tag, 0))[0]), float(np.ravel(tags[high_tag])[0])
+            if np.isfinite([low, high]).all() and low < high:
+                return low, high
+    if image.mode.startswith("I;16"):
+        return 0.0, 65535.0
+    raise ImageDecodeError(
+        f"the value range of a {'float' if image.mode == 'F' else '32-bit'} image is unknown: declare it in the TIFF tags "
+        "SMinSampleValue and SMaxSampleValue, or save the image as 8- or 16-bit grey"
+    )

@@ -1,0 +1,183 @@
+"""The value that flows through the model, and the record of what ran the head.
+
+=============  ================  ==============================================================
+field          shape, dtype      meaning
+=============  ================  ==============================================================
+pixels         (B,3,S,S) f32     normalised intensity
+features       (B,F) f32         output of the frozen backbone
+angles         (B,E) f32         radians, tanh(Linear)·π/2
+expvals        (B,n) f64         ⟨Z_i⟩ in [−1,1]
+expval_covs    (B,n,n) f64       covariance of the estimates; None when exact
+logits         (B,C) f64         Linear(n,C) of the expvals
+=============  ================  ==============================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Evaluation", "ExecutionRecord", "InferenceBatch", "Prediction"]
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionRecord:
+    """What produced an answer of the head.
+
+    Args:
+        backend_requested: Name that was asked for.
+        backend_used: Name that ran; differs from the request only together with ``reason``.
+        reason: Why another backend was used, else None.
+        shots: Repetitions per parameter set; None = exact.
+        seed: Seed of the sampling, None where nothing was sampled or no seed was given.
+        num_rows: Parameter sets evaluated.
+        num_jobs: Executions submitted.
+        job_ids: The provider's identifiers, in order of submission.
+        options: Effective value of every further option of the backend.
+        layout: Physical qubit of each qubit, where the circuit was laid out.
+        depth: Depth of the circuit as executed.
+        two_qubit_gates: Number of two-qubit gates of the circuit as executed.
+        calibration: Date of the noise data (ISO 8601), None where noise-free.
+        versions: Package versions that matter.
+        qpu_seconds: Billed seconds, 0 on simulators.
+        wall_seconds: Duration of the call.
+    """
+
+    backend_requested: str
+    backend_used: str
+    shots: int | None
+    seed: int | None
+    num_rows: int
+    num_jobs: int = 1
+    reason: str | None = None
+    job_ids: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    layout: tuple[int, ...] | None = None
+    depth: int | None = None
+    two_qubit_gates: int | None = None
+    calibration: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    qpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready copy."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Answer of a backend for R parameter sets.
+
+    Args:
+        expvals: (R, n) float64, ⟨Z_i⟩ in [−1, 1].
+        expval_covs: (R, n, n) float64, covariance of the estimates from the same shots; None when exact.
+        record: What produced it.
+    """
+
+    expvals: F64
+    expval_covs: F64 | None
+    record: ExecutionRecord
+
+    @property
+    def expval_stds(self) -> F64 | None:
+        """(R, n) float64 standard errors of ``expvals``; None when exact."""
+        return stds_of(self.expval_covs)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer for one image.
+
+    ``probability`` is the probability of ``label``, and ``interval`` its 95 % interval from shot noise
+    (None when the head is exact). Arrays are one-dimensional; ``expvals`` are ⟨Z_i⟩, ``angles`` radians.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    interval: tuple[float, float] | None
+    angles: F32
+    expvals: F64
+    expval_stds: F64 | None
+    logits: F64
+    execution: ExecutionRecord
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready copy of everything but ``execution``, which several predictions share."""
+        stds = self.expval_stds
+        return {
+            "label": self.label,
+            "probability": self.probability,
+            "probabilities": dict(self.probabilities),
+            "interval": None if self.interval is None else list(self.interval),
+            "angles": self.angles.tolist(),
+            "expvals": self.expvals.tolist(),
+            "expval_stds": None if stds is None else stds.tolist(),
+            "logits": self.logits.tolist(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceBatch:
+    """Every stage of B images, filled from left to right; see the table at the top of this module.
+
+    ``probabilities`` (B, C) float64 is calibrated; ``intervals`` (B, C, 2) its 95 % intervals from shot noise.
+    ``label_indices`` (B,) are positions in ``labels``.
+    """
+
+    pixels: F32 | None = None
+    features: F32 | None = None
+    angles: F32 | None = None
+    expvals: F64 | None = None
+    expval_covs: F64 | None = None
+    logits: F64 | None = None
+    probabilities: F64 | None = None
+    intervals: F64 | None = None
+    label_indices: NDArray[np.intp] | None = None
+    labels: tuple[str, ...] = ()
+    execution: ExecutionRecord | None = None
+
+    @property
+    def expval_stds(self) -> F64 | None:
+        """(B, n) float64 standard errors of ``expvals``; None when exact."""
+        return stds_of(self.expval_covs)
+
+    def predictions(self) -> list[Prediction]:
+        """One :class:`Prediction` per image, in order; only for a batch whose every stage has run."""
+        return [self._prediction(index) for index in range(0 if self.probabilities is None else len(self.probabilities))]
+
+    def _prediction(self, index: int) -> Prediction:
+        assert self.probabilities is not None
+        assert self.label_indices is not None
+        assert self.execution is not None
+        assert self.angles is not None
+        assert self.expvals is not None
+        assert self.logits is not None
+        winner = int(self.label_indices[index])
+        row = [float(p) for p in self.probabilities[index]]
+        low_high = None if self.intervals is None else (float(self.intervals[index, winner, 0]), float(self.intervals[index, winner, 1]))
+        stds = self.expval_stds
+        return Prediction(
+            label=self.labels[winner],
+            probability=row[winner],
+            probabilities=dict(zip(self.labels, row, strict=True)),
+            interval=low_high,
+            angles=self.angles[index],
+            expvals=self.expvals[index],
+            expval_stds=None if stds is None else stds[index],
+            logits=self.logits[index],
+            execution=self.execution,
+        )
+
+
+def stds_of(covs: F64 | None) -> F64 | None:
+    """Square roots of the diagonals (…, n) of covariance matrices (…, n, n)."""
+    return None if covs is None else np.sqrt(np.diagonal(covs, axis1=-2, axis2=-1))
