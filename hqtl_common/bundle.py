@@ -21,7 +21,7 @@ import onnx
 from numpy.typing import NDArray
 
 from hqtl_common.circuit import openqasm3
-from hqtl_common.errors import BundleFormatError, BundleIntegrityError, ConfigError
+from hqtl_common.errors import BundleFormatError, BundleIntegrityError, ConfigError, ShapeError
 from hqtl_common.manifest import ALLOWED_FILES, MANIFEST, REQUIRED_FILES, FileEntry, Manifest
 from hqtl_common.specs import HeadSpec, PreprocessSpec
 
@@ -104,11 +104,17 @@ class ModelBundle:
         Raises:
             ConfigError: ``path`` exists and is not empty.
             BundleFormatError: A name that a bundle does not have, or a required one missing.
+            ShapeError: ``weights`` do not fit the manifest's head.
         """
         target = Path(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"{str(target)!r} exists already; give another folder or remove it first")
+        unknown = sorted(set(files) - ALLOWED_FILES)
+        if unknown:
+            raise BundleFormatError(f"a bundle has no {', '.join(unknown)}; it may hold {', '.join(sorted(ALLOWED_FILES))}")
         spec = manifest.head_spec
+        if np.shape(weights) != spec.weights_shape or not np.isfinite(weights).all():
+            raise ShapeError(f"weights must be finite and of the shape {spec.weights_shape}; got {np.shape(weights)}")
         head = {**spec.to_dict(), "weights": np.asarray(weights, dtype=np.float64).tolist()}
         contents = {
             **files,
@@ -149,15 +155,17 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
 
 
 def _read_regular(folder: Path, name: str) -> bytes:
-    path = folder / name
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(folder / name, "rb", opener=_open_no_link) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BundleFormatError(f"{name} of the bundle {str(folder)!r} is not a regular file")
+            return file.read()
     except OSError as error:
         raise BundleFormatError(f"cannot read {name} of the bundle {str(folder)!r}: {error.strerror}; links are refused") from error
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BundleFormatError(f"{name} of the bundle {str(folder)!r} is not a regular file")
-        return file.read()
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
@@ -193,6 +201,8 @@ def _nested_tensors(nodes: object) -> list[onnx.TensorProto]:
         for attribute in node.attribute:
             found += [attribute.t] if attribute.HasField("t") else []
             found += [*attribute.tensors]
+            for sparse in [*attribute.sparse_tensors, *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])]:
+                found += [sparse.values, sparse.indices]
             for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
                 found += _tensors(graph)
     return found

@@ -102,8 +102,9 @@ def openqasm3(spec: HeadSpec, weights: NDArray[np.float64] | None = None) -> str
     """OpenQASM 3 text of the measured head: angles are ``input`` variables, weights too unless given."""
     from qiskit import qasm3
 
-    text: str = qasm3.dumps(qiskit_circuit(spec, weights, measure=True))
-    return text + "\n"
+    # Without disable_constants an angle within 1e-9 of a fraction of π is rounded to it.
+    text: str = qasm3.dumps(qiskit_circuit(spec, weights, measure=True), disable_constants=True)
+    return text
 
 
 def circuit_drawing(spec: HeadSpec) -> str:

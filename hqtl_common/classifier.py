@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hqtl_common.backends.base import Backend
 from hqtl_common.backends.registry import get_backend
 from hqtl_common.bundle import ModelBundle
-from hqtl_common.errors import ConfigError, ShapeError
+from hqtl_common.errors import BundleFormatError, ConfigError, ShapeError
 from hqtl_common.preprocess import preprocess_batch
 from hqtl_common.records import InferenceBatch, Prediction
 from hqtl_common.stages import Stage
@@ -57,10 +57,11 @@ class HybridClassifier:
         self._backbone = Stage(bundle.read("backbone.onnx"), "backbone.onnx", threads=threads, providers=providers)
         self._pre_net = Stage(bundle.read("pre_net.onnx"), "pre_net.onnx", threads=1)
         self._post_net = Stage(bundle.read("post_net.onnx"), "post_net.onnx", threads=1)
-        width, classes = bundle.head.num_qubits, len(bundle.labels)
-        self._post_weight = self._post_net(np.eye(width)) - self._post_net(np.zeros((1, width)))  # (n, C): it is linear
-        if self._post_weight.shape != (width, classes):
-            raise ShapeError(f"post_net.onnx gives {self._post_weight.shape[1]} logits; the bundle has {classes} labels")
+        head, features, edge = bundle.head, bundle.manifest.backbone.feature_width, bundle.preprocess.size
+        _check_stage(self._backbone, (3, edge, edge), features)
+        _check_stage(self._pre_net, (features,), head.num_angles)
+        _check_stage(self._post_net, (head.num_qubits,), len(bundle.labels))
+        self._post_weight = self._post_net(np.eye(head.num_qubits)) - self._post_net(np.zeros((1, head.num_qubits)))  # (n, C): it is linear
 
     def __enter__(self) -> Self:
         return self
@@ -69,8 +70,9 @@ class HybridClassifier:
         self.close()
 
     def close(self) -> None:
-        """Free the ONNX Runtime sessions."""
-        del self._backbone, self._pre_net, self._post_net
+        """Free the ONNX Runtime sessions; calling it again does nothing."""
+        for name in ("_backbone", "_pre_net", "_post_net"):
+            self.__dict__.pop(name, None)
 
     def preprocess(self, sources: Sequence[Source]) -> InferenceBatch:
         """Images → a batch with ``pixels``.
@@ -92,7 +94,7 @@ class HybridClassifier:
     def run(
         self, batch: InferenceBatch, *, backend: Backend | None = None, stream: int = 0, threshold: float | None = None
     ) -> InferenceBatch:
-        """Fill every field that is still empty; stages whose result is given are not run again.
+        """Fill every field after ``angles``, and before it those still empty: classical stages whose result is given do not run.
 
         Args:
             batch: At least ``pixels``, ``features`` or ``angles``.
@@ -153,9 +155,18 @@ def decide(probabilities: F64, positive: int, threshold: float | None) -> NDArra
 
     With two classes the positive one is given where its probability is at least ``threshold``; with more, the most probable.
     """
-    if threshold is None:
-        return np.argmax(probabilities, axis=-1).astype(np.intp)
-    return np.where(probabilities[..., positive] >= threshold, positive, 1 - positive).astype(np.intp)
+    winners = np.argmax(probabilities, axis=-1)
+    if threshold is not None:
+        winners = np.where(probabilities[..., positive] >= threshold, positive, 1 - positive)
+    return np.asarray(winners, dtype=np.intp)
+
+
+def _check_stage(stage: Stage, inputs: tuple[int, ...], width: int) -> None:
+    outputs = stage(np.zeros((1, *inputs))).shape[1:] if stage.input_shape == inputs else stage.output_shape
+    if (stage.input_shape, outputs) != (inputs, (width,)):
+        raise BundleFormatError(
+            f"{stage.name} maps {stage.input_shape} to {outputs}; the manifest says {inputs} to {(width,)}: export the bundle again"
+        )
 
 
 def _check_threshold(bundle: ModelBundle, threshold: float | None) -> float | None:
@@ -175,9 +186,9 @@ def _intervals(probabilities: F64, covs: F64, weight: F64) -> F64:
     log-odds g_c = log p_c/(1−p_c) has ∂g_c/∂logit_k = δ_ck − (1−δ_ck)·p_k/(1−p_c); weight (n, C) carries it to the expvals.
     """
     tiny = np.finfo(np.float64).tiny
-    rest = np.maximum(1.0 - probabilities, tiny)
+    identity = np.eye(probabilities.shape[1], dtype=bool)
+    rest = np.maximum(probabilities @ ~identity, tiny)  # summed: 1 − p is 0 as soon as p rounds to 1
     others = -probabilities[:, None, :] / rest[:, :, None]
-    identity = np.eye(probabilities.shape[1], dtype=bool)[None]
     gradient = np.where(identity, 1.0, others) @ weight.T
     deviation = np.sqrt(np.maximum(np.einsum("bci,bij,bcj->bc", gradient, covs, gradient), 0.0))
     log_odds = np.log(np.maximum(probabilities, tiny)) - np.log(rest)

@@ -6,6 +6,7 @@
     ├── ConfigError (ValueError)            an option, a file of options or an environment variable is wrong
     ├── InputError (ValueError)             the caller's data cannot be used
     │   ├── ImageDecodeError                bytes that are not a usable image
+    │   │   └── UnknownImageFormatError     bytes that begin like no allowed image format
     │   └── ShapeError                      an array of the wrong shape or dtype
     ├── BundleError                         an exported model cannot be used
     │   ├── BundleFormatError (ValueError)  not a bundle, or a file is missing or too many
@@ -47,6 +48,7 @@ __all__ = [
     "ParityError",
     "ShapeError",
     "UnknownBackendError",
+    "UnknownImageFormatError",
 ]
 
 
@@ -64,6 +66,10 @@ class InputError(HqtlError, ValueError):
 
 class ImageDecodeError(InputError):
     """Bytes or a file that cannot be read as an image of an allowed format, size and value range."""
+
+
+class UnknownImageFormatError(ImageDecodeError):
+    """Bytes that begin like none of the allowed image formats."""
 
 
 class ShapeError(InputError):
@@ -125,6 +131,9 @@ class JobFailedError(BackendError, RuntimeError):
     def __init__(self, message: str, job_id: str) -> None:
         super().__init__(message)
         self.job_id = job_id
+
+    def __reduce__(self) -> tuple[type[JobFailedError], tuple[str, str]]:
+        return type(self), (str(self), self.job_id)  # copies and worker processes rebuild it with both arguments
 
 
 class ParityError(HqtlError, AssertionError):

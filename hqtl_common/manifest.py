@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hqtl_common.errors import BundleFormatError, BundleIntegrityError, BundleVersionError, ConfigError
+from hqtl_common.errors import BundleFormatError, BundleIntegrityError, BundleVersionError
 from hqtl_common.specs import HeadSpec, PreprocessSpec
 
 __all__ = ["ALLOWED_FILES", "MANIFEST", "REQUIRED_FILES", "SCHEMA", "BackboneInfo", "FileEntry", "Manifest", "SplitInfo"]
@@ -100,11 +100,22 @@ class Manifest(_Strict):
             raise ValueError("temperature needs an entry named default")
         return temperature
 
+    @field_validator("head")
+    @classmethod
+    def _head_is_legal(cls, head: dict[str, Any]) -> dict[str, Any]:
+        HeadSpec.from_dict(head)
+        return head
+
+    @field_validator("preprocess")
+    @classmethod
+    def _preprocess_is_legal(cls, preprocess: dict[str, Any]) -> dict[str, Any]:
+        PreprocessSpec.from_dict(preprocess)
+        return preprocess
+
     @model_validator(mode="after")
-    def _parts_are_legal(self) -> Self:
+    def _labels_hold_the_positive_one(self) -> Self:
         if self.positive_label not in self.labels:
             raise ValueError(f"positive_label {self.positive_label!r} is not one of the labels {list(self.labels)}")
-        _ = self.head_spec, self.preprocess_spec
         return self
 
     @property
@@ -139,16 +150,19 @@ class Manifest(_Strict):
             values = json.loads(data)
             found = values.pop("manifest_sha256", None)
             schema = values.get("schema")
-        except (ValueError, AttributeError, TypeError) as error:
-            raise BundleFormatError(f"{MANIFEST} is not a JSON object: {error}") from error
+            canonical = _dump({**values, "manifest_sha256": found})
+            digest = hashlib.sha256(_dump(values)).hexdigest()
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise BundleFormatError(f"{MANIFEST} is not a JSON object of finite numbers and text: {error}") from error
         if isinstance(schema, str) and schema.startswith("hqtl-bundle/") and schema != SCHEMA:
-            raise BundleVersionError(f"the bundle has the schema {schema!r}; this version reads {SCHEMA!r}: update hqtl or export again")
-        if found != hashlib.sha256(_dump(values)).hexdigest() or data != _dump({**values, "manifest_sha256": found}):
+            raise BundleVersionError(f"{MANIFEST} has the schema {schema!r}; this version reads {SCHEMA!r}: update hqtl or export again")
+        if found != digest or data != canonical:
             raise BundleIntegrityError(f"{MANIFEST} was changed after it was written (its own hash does not match)")
         try:
             return cls.model_validate(values)
-        except (ValidationError, ConfigError) as error:
-            raise BundleFormatError(f"{MANIFEST} does not fit the schema {SCHEMA}: {error}") from error
+        except ValidationError as error:  # holds the ConfigErrors of the specs too
+            problems = "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'fields'}: {problem['msg']}" for problem in error.errors())
+            raise BundleFormatError(f"{MANIFEST} does not fit the schema {SCHEMA}: {problems}") from error
 
 
 def _dump(values: dict[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hqtl_common.errors import ImageDecodeError, InputError
+from hqtl_common.errors import ImageDecodeError, InputError, UnknownImageFormatError
 from hqtl_common.specs import PreprocessSpec
 
 __all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "open_image", "preprocess", "preprocess_batch", "read_file"]
@@ -33,24 +33,7 @@ _EIGHT_BIT = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"})
 _ALPHA = frozenset({"LA", "PA", "RGBA", "La", "RGBa"})
 _DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _RANGE_TAGS = ((340, 341), (280, 281))  # SMin/SMaxSampleValue, Min/MaxSampleValue
-_DECODE_FAILURES = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    NotImplementedError,
-    ArithmeticError,
-    AttributeError,
-    RuntimeError,
-    AssertionError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
@@ -61,9 +44,8 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes
     """
     name = os.fsdecode(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"expected an image file; {name!r} is not a regular file")
             if status.st_size > max_bytes:
@@ -85,18 +67,20 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         max_pixels: Largest width × height, checked before any pixel is decoded.
 
     Raises:
-        ImageDecodeError: Not an image of these formats, damaged, too large, several pages, or of an undeclared value range.
+        UnknownImageFormatError: Not an image of these formats.
+        ImageDecodeError: Damaged, too large, several pages, or of an undeclared value range.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, max_pixels)
             image.load()
-            return _to_rgb_or_unit(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # a copy would lose the TIFF tags
+            return _to_rgb_or_unit(image)
     except ImageDecodeError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageDecodeError(f"not a {', '.join(FORMATS)} image ({len(data):,} bytes)") from error
-    except _DECODE_FAILURES as error:
+        raise UnknownImageFormatError(f"not a {', '.join(FORMATS)} image ({len(data):,} bytes)") from error
+    except Exception as error:  # the parsers of Pillow raise whatever they stumble over: struct.error, IndexError, …
         raise ImageDecodeError(f"the image is damaged or cut off: {type(error).__name__}: {error}") from error
 
 
@@ -149,9 +133,13 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels or not width or not height:
         raise ImageDecodeError(f"the image has {width} × {height} pixels; at least 1 and at most {max_pixels:,} are allowed")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a second picture in a phone's JPEG is a preview or a depth map
-        raise ImageDecodeError(f"the {image.format} file holds {frames} pages or frames; save the wanted one as a file of its own")
+    # n_frames would walk through all pages of a TIFF; a second picture in a phone's JPEG (MPO) is a preview or a depth map.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise ImageDecodeError(f"the {image.format} file holds several pages or frames; save the wanted one as a file of its own")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _to_rgb_or_unit(image: Image.Image) -> Image.Image:
@@ -176,7 +164,11 @@ def _to_unit(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float32)
     if not np.isfinite(values).all():
         raise ImageDecodeError("the image holds values that are not finite numbers")
-    return Image.fromarray(np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32))
+    values -= np.float32(low)
+    values /= np.float32(high - low)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts these only at 8 bits
+        np.subtract(1, values, out=values)
+    return Image.fromarray(np.clip(values, 0, 1, out=values))
 
 
 def _declared_range(image: Image.Image) -> tuple[float, float]:
@@ -187,7 +179,7 @@ def _declared_range(image: Image.Image) -> tuple[float, float]:
             if np.isfinite([low, high]).all() and low < high:
                 return low, high
     if image.mode.startswith("I;16"):
-        return 0.0, 65535.0
+        return 0.0, 2.0 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
     raise ImageDecodeError(
         f"the value range of a {'float' if image.mode == 'F' else '32-bit'} image is unknown: declare it in the TIFF tags "
         "SMinSampleValue and SMaxSampleValue, or save the image as 8- or 16-bit grey"

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hqtl_common.errors import ShapeError
+
 __all__ = ["Evaluation", "ExecutionRecord", "InferenceBatch", "Prediction"]
 
 F32 = NDArray[np.float32]
@@ -89,7 +91,7 @@ class Evaluation:
     @property
     def expval_stds(self) -> F64 | None:
         """(R, n) float64 standard errors of ``expvals``; None when exact."""
-        return stds_of(self.expval_covs)
+        return _stds_of(self.expval_covs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +150,20 @@ class InferenceBatch:
     @property
     def expval_stds(self) -> F64 | None:
         """(B, n) float64 standard errors of ``expvals``; None when exact."""
-        return stds_of(self.expval_covs)
+        return _stds_of(self.expval_covs)
 
     def predictions(self) -> list[Prediction]:
-        """One :class:`Prediction` per image, in order; only for a batch whose every stage has run."""
-        return [self._prediction(index) for index in range(0 if self.probabilities is None else len(self.probabilities))]
+        """One :class:`Prediction` per image, in order.
 
-    def _prediction(self, index: int) -> Prediction:
+        Raises:
+            ShapeError: The head has not run on this batch.
+        """
+        if self.probabilities is None:
+            raise ShapeError("this batch holds no answers yet; give it to HybridClassifier.run first")
+        stds = self.expval_stds
+        return [self._prediction(index, stds) for index in range(len(self.probabilities))]
+
+    def _prediction(self, index: int, stds: F64 | None) -> Prediction:
         assert self.probabilities is not None
         assert self.label_indices is not None
         assert self.execution is not None
@@ -164,7 +173,6 @@ class InferenceBatch:
         winner = int(self.label_indices[index])
         row = [float(p) for p in self.probabilities[index]]
         low_high = None if self.intervals is None else (float(self.intervals[index, winner, 0]), float(self.intervals[index, winner, 1]))
-        stds = self.expval_stds
         return Prediction(
             label=self.labels[winner],
             probability=row[winner],
@@ -178,6 +186,6 @@ class InferenceBatch:
         )
 
 
-def stds_of(covs: F64 | None) -> F64 | None:
+def _stds_of(covs: F64 | None) -> F64 | None:
     """Square roots of the diagonals (…, n) of covariance matrices (…, n, n)."""
     return None if covs is None else np.sqrt(np.diagonal(covs, axis1=-2, axis2=-1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -112,8 +113,8 @@ class PreprocessSpec(_Spec):
 
     def __post_init__(self) -> None:
         _check_integer("size", self.size, 8, 4096)
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ConfigError(f"mean and std need three values each, std positive; got {self.mean} and {self.std}")
+        _check_channels("mean", self.mean, -math.inf)
+        _check_channels("std", self.std, 0)
 
 
 def spec_digest(*parts: HeadSpec | PreprocessSpec | str) -> str:
@@ -125,6 +126,11 @@ def spec_digest(*parts: HeadSpec | PreprocessSpec | str) -> str:
 def _check_integer(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{name} must be a whole number from {low} to {high}; got {value!r}")
+
+
+def _check_channels(name: str, values: object, above: float) -> None:
+    if not isinstance(values, tuple) or len(values) != 3 or not all(isinstance(v, int | float) and above < v < math.inf for v in values):
+        raise ConfigError(f"{name} must be a tuple of three finite numbers above {above}; got {values!r}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -1,0 +1,1 @@
+"""Train, evaluate and export hybrid models. Reads ``hqtl_common``; never ``serving``."""

@@ -27,13 +27,12 @@ __all__ = [
     "group_keys",
     "lines_digest",
     "load_dataset",
+    "merge_identical",
 ]
 
 SPLIT_NAMES = ("train", "val", "test")
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_LAYOUT = (
-    "expected one folder per class with images below it, at least two classes (DATA/crack/a.png, DATA/no_crack/b.png)"
-)
+_LAYOUT = "expected one folder per class with images below it, at least two classes (DATA/crack/a.png, DATA/no_crack/b.png)"
 _PATCH_STEM = re.compile(r"(.+)_\d{4}_\d{4}")
 _HASH_THREADS = 8
 
@@ -121,9 +120,7 @@ def dataset_digest(dataset: ImageDataset, hashes: Sequence[str]) -> str:
         hashes: N content hashes of :func:`content_hashes`.
     """
     labels = dataset.labels
-    return lines_digest(
-        (s.relative, labels[s.label], content) for s, content in zip(dataset.samples, hashes, strict=True)
-    )
+    return lines_digest((s.relative, labels[s.label], content) for s, content in zip(dataset.samples, hashes, strict=True))
 
 
 def lines_digest(rows: Iterator[tuple[str, ...]]) -> str:
@@ -157,6 +154,26 @@ def group_keys(dataset: ImageDataset, group_by: str) -> list[str] | None:
     return [key_of(sample) for sample in dataset.samples]
 
 
+def merge_identical(groups: Sequence[str], hashes: Sequence[str]) -> list[str]:
+    """Group keys (N) in which groups that share an image of equal content have become one.
+
+    Args:
+        groups: N keys of :func:`group_keys`.
+        hashes: N content hashes of :func:`content_hashes`.
+    """
+    parent = {group: group for group in groups}
+
+    def root_of(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    first: dict[str, str] = {}
+    for group, content in zip(groups, hashes, strict=True):
+        parent[root_of(group)] = root_of(first.setdefault(content, group))
+    return [root_of(group) for group in groups]
+
+
 def _split_folders(root: Path) -> dict[str, Path] | None:
     folders = _visible_folders(root)
     found = {_SPLIT_FOLDERS[folder.name]: folder for folder in folders if folder.name in _SPLIT_FOLDERS}
@@ -168,9 +185,7 @@ def _split_folders(root: Path) -> dict[str, Path] | None:
             f"give all of train, val and test, or put the class folders right under {root} and let them be split"
         )
     if extra := [folder.name for folder in folders if folder not in found.values()]:
-        raise InputError(
-            f"{root} is divided into train, val and test; move away what stands beside: {', '.join(extra)}"
-        )
+        raise InputError(f"{root} is divided into train, val and test; move away what stands beside: {', '.join(extra)}")
     return {name: found[name] for name in SPLIT_NAMES}
 
 
@@ -182,18 +197,14 @@ def _class_images(folder: Path) -> dict[str, list[Path]]:
     got = f"{folder} has no image in {', '.join(empty)}" if empty else f"{folder} has {len(classes)} class folder(s)"
     loose = sum(_is_image(entry) for entry in folder.iterdir())
     hint = f"; {loose} image(s) lie loose in it: move them into class folders" if loose else ""
-    raise InputError(
-        f"{got}; {_LAYOUT}; suffixes {' '.join(sorted(IMAGE_SUFFIXES))}, links to folders are not followed{hint}"
-    )
+    raise InputError(f"{got}; {_LAYOUT}; suffixes {' '.join(sorted(IMAGE_SUFFIXES))}, links to folders are not followed{hint}")
 
 
 def _common_labels(parts: dict[str, dict[str, list[Path]]]) -> tuple[str, ...]:
     union = {label for classes in parts.values() for label in classes}
     for name, classes in parts.items():
         if missing := sorted(union - set(classes)):
-            raise InputError(
-                f"the folder {name} lacks the class {', '.join(missing)}; each split needs the same classes"
-            )
+            raise InputError(f"the folder {name} lacks the class {', '.join(missing)}; each split needs the same classes")
     return tuple(sorted(union))
 
 
@@ -256,9 +267,7 @@ def _table_key(table: Path) -> Callable[[Sample], str]:
 
     def key_of(sample: Sample) -> str:
         if sample.relative not in sources:
-            raise InputError(
-                f"{table} gives no source for {sample.relative}; list every image, or use another group-by"
-            )
+            raise InputError(f"{table} gives no source for {sample.relative}; list every image, or use another group-by")
         return sources[sample.relative]
 
     return key_of
@@ -269,9 +278,7 @@ def _read_sources(table: Path) -> dict[str, str]:
         with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
     except (OSError, csv.Error) as error:
-        raise InputError(
-            f"cannot read {table}: {error}; expected a CSV file with the columns file and source"
-        ) from error
+        raise InputError(f"cannot read {table}: {error}; expected a CSV file with the columns file and source") from error
     if rows and not {"file", "source"} <= rows[0].keys():
         raise InputError(f"{table} needs the columns file and source; got {', '.join(map(str, rows[0]))}")
     return {row["file"]: row["source"] for row in rows if row["source"]}

@@ -137,9 +137,7 @@ def _check_groups_whole(split: Split, groups: Sequence[str] | None) -> None:
     for name in SPLIT_NAMES:
         for key in (groups[i] for i in split.indices(name)) if groups else ():
             if seen.setdefault(key, name) != name:
-                raise InputError(
-                    f"the group {key!r} lies in {seen[key]} and in {name}; move it into one, or do not group"
-                )
+                raise InputError(f"the group {key!r} lies in {seen[key]} and in {name}; move it into one, or do not group")
 
 
 def _check_complete(split: Split, dataset: ImageDataset, ratio: Ratio, groups: Sequence[str] | None) -> None:

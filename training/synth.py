@@ -24,10 +24,19 @@ CLASS_FOLDERS = ("no_crack", "crack")
 _FINE = 4  # lines and discs are drawn at 4x and averaged down, so that widths of a fraction of a pixel exist
 _STEP = 3.0  # pixels between the corners of a crack
 _OCTAVES = ((64, 0.9), (24, 0.8), (9, 0.7), (4, 0.9), (2, 1.1))  # (cell in pixels, amplitude) of the texture
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "crack_width": (0.5, 32),
+    "contrast": (0.01, 1),
+    "brightness": (1, 254),
+    "texture": (0, 64),
+    "grain": (0, 64),
+    "pores": (0, 10_000),
+    "stain": (0, 0.99),
+}
 
 Field = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-Path2D = NDArray[np.float64]
+Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +44,14 @@ class SynthSpec:
     """What the patches look like; every pair is the (low, high) of a uniform draw per patch.
 
     Args:
-        size: Edge length in pixels, 32 to 4096.
-        crack_width: Width of a crack in pixels, at least 0.5.
-        contrast: Share of the light that a crack swallows, in (0, 1]; it also fades and returns along the path.
-        brightness: Mean grey level, in (0, 255).
-        texture: Strength of the concrete's texture in grey levels.
-        grain: Standard deviation of the sensor's noise in grey levels.
-        pores: Number of pores per patch, whole numbers.
-        stain: Share of the light that stains swallow, in [0, 1).
+        size: Edge length in pixels, 32 to 2048.
+        crack_width: Width of a crack in pixels, 0.5 to 32.
+        contrast: Share of the light that a crack swallows, 0.01 to 1; it also fades and returns along the path.
+        brightness: Mean grey level, 1 to 254.
+        texture: Strength of the concrete's texture in grey levels, 0 to 64.
+        grain: Standard deviation of the sensor's noise in grey levels, 0 to 64.
+        pores: Number of pores per patch, whole numbers from 0 to 10,000.
+        stain: Share of the light that stains swallow, 0 to 0.99.
         branch_probability: Probability that a crack has a branch, and that it has a second one after that.
         joint_probability: Probability of a straight, broad joint or formwork edge, with or without a crack.
 
@@ -52,9 +61,9 @@ class SynthSpec:
 
     size: int = 224
     crack_width: tuple[float, float] = (1.0, 2.0)
-    contrast: tuple[float, float] = (0.3, 0.65)
+    contrast: tuple[float, float] = (0.2, 0.55)
     brightness: tuple[float, float] = (105.0, 190.0)
-    texture: tuple[float, float] = (2.0, 5.0)
+    texture: tuple[float, float] = (2.0, 5.5)
     grain: tuple[float, float] = (1.0, 4.0)
     pores: tuple[int, int] = (5, 60)
     stain: tuple[float, float] = (0.0, 0.15)
@@ -62,11 +71,9 @@ class SynthSpec:
     joint_probability: float = 0.15
 
     def __post_init__(self) -> None:
-        if not 32 <= self.size <= 4096:
-            raise ConfigError(f"size must be 32 to 4096 pixels; got {self.size}")
-        bounds = {"crack_width": (0.5, 32), "contrast": (0.01, 1), "brightness": (1, 254), "texture": (0, 64)}
-        bounds |= {"grain": (0, 64), "pores": (0, 10_000), "stain": (0, 0.99)}
-        for name, (lowest, highest) in bounds.items():
+        if not 32 <= self.size <= 2048:
+            raise ConfigError(f"size must be 32 to 2048 pixels; got {self.size}")
+        for name, (lowest, highest) in _BOUNDS.items():
             low, high = getattr(self, name)
             if not lowest <= low <= high <= highest:
                 raise ConfigError(f"{name} must be (low, high) within {lowest} to {highest}; got ({low}, {high})")
@@ -124,8 +131,8 @@ def write_dataset(
     targets = [root] if masks is None else [root, masks]
     for folder in (target / name for target in targets for name in CLASS_FOLDERS):
         folder.mkdir(parents=True, exist_ok=True)
-    for index in range(num_images):
-        crack = math.floor((index + 1) * crack_fraction) > math.floor(index * crack_fraction)
+    cracks_before = np.floor(np.arange(num_images + 1) * crack_fraction + 1e-9)
+    for index, crack in enumerate(np.diff(cracks_before).astype(bool).tolist()):
         patch, mask = synth_patch(spec, np.random.default_rng([seed, index]), crack)
         name = f"{CLASS_FOLDERS[crack]}/{index:06d}.png"
         for target, pixels in zip(targets, (patch, mask), strict=False):
@@ -151,7 +158,8 @@ def _field(size: int, cell: int, rng: np.random.Generator) -> Field:
     grid = rng.standard_normal((size // cell + 3,) * 2, dtype=np.float32)
     extent = size / cell + 1
     box = (1.0, 1.0, extent, extent)
-    return 1.3 * np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC, box=box))
+    smooth = Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(smooth, dtype=np.float32) * np.float32(1.3)
 
 
 def _concrete(spec: SynthSpec, rng: np.random.Generator) -> Field:
@@ -200,9 +208,7 @@ def _crack_coverage(spec: SynthSpec, rng: np.random.Generator) -> Field:
     heading = rng.uniform(0, 2 * np.pi)
     anchor = rng.uniform(0.3, 0.7, 2) * spec.size
     width = rng.uniform(*spec.crack_width)
-    trunk = np.concatenate(
-        [_walk(anchor, heading, spec.size, rng)[::-1], _walk(anchor, heading + np.pi, spec.size, rng)]
-    )
+    trunk = np.concatenate([_walk(anchor, heading, spec.size, rng)[::-1], _walk(anchor, heading + np.pi, spec.size, rng)])
     _stroke(draw, trunk, width, rng)
     for _ in range(2):
         if rng.random() >= spec.branch_probability:
@@ -213,15 +219,15 @@ def _crack_coverage(spec: SynthSpec, rng: np.random.Generator) -> Field:
     return _coverage(image)
 
 
-def _walk(start: Path2D, heading: float, reach: int, rng: np.random.Generator) -> Path2D:
+def _walk(start: Points, heading: float, reach: int, rng: np.random.Generator) -> Points:
     """Corners (n, 2) in pixels (x, y) of a random walk of length 0.4 to 1 ``reach`` that keeps its direction."""
     count = int(rng.uniform(0.4, 1.0) * reach / _STEP)
     headings = heading + np.cumsum(rng.normal(0, 0.09, count)) + rng.normal(0, 0.4, count)
     steps = _STEP * np.stack([np.cos(headings), np.sin(headings)], axis=1)
-    return start + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+    return np.cumsum(np.concatenate([start[None], steps]), axis=0)
 
 
-def _stroke(draw: ImageDraw.ImageDraw, corners: Path2D, width: float, rng: np.random.Generator) -> None:
+def _stroke(draw: ImageDraw.ImageDraw, corners: Points, width: float, rng: np.random.Generator) -> None:
     widths = np.clip(width * rng.normal(1, 0.15, len(corners) - 1), 0.5, None) * _FINE
     points = (corners * _FINE).tolist()
     for start, end, line in zip(points[:-1], points[1:], widths, strict=True):
@@ -235,4 +241,4 @@ def _canvas(size: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 def _coverage(image: Image.Image, blur: float = 0.0) -> Field:
     reduced = image.reduce(_FINE).filter(ImageFilter.GaussianBlur(blur))
-    return np.asarray(reduced, dtype=np.float32) / 255
+    return np.asarray(reduced, dtype=np.float32) / np.float32(255)

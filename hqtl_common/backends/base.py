@@ -91,7 +91,7 @@ def check_seed(seed: int | None, shots: int | None) -> int | None:
 
 def stream_seed(seed: int | None, stream: int) -> np.random.SeedSequence:
     """The source of randomness of one stream of a seed (see :meth:`Backend.run`)."""
-    return np.random.SeedSequence([0 if seed is None else seed, stream])
+    return np.random.SeedSequence(0 if seed is None else seed, spawn_key=(stream,))
 
 
 def check_table(spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate, stream_seed
 from hqtl_common.circuit import operations
-from hqtl_common.errors import BackendUnavailableError, CapabilityError
+from hqtl_common.errors import BackendUnavailableError, CapabilityError, ConfigError
 from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
 
@@ -31,7 +31,8 @@ class PennyLaneBackend:
         seed: Seed of the device, for devices that take one.
 
     Raises:
-        ConfigError: An option outside its range.
+        ConfigError: An option outside its range, or a seed for a device that takes none.
+        CapabilityError: Exact values (``shots=None``) of a device that only samples.
         BackendUnavailableError: PennyLane has no such device.
     """
 
@@ -41,8 +42,12 @@ class PennyLaneBackend:
         self.name = name
         self.device_name = name.partition(":")[2]
         self.shots = check_shots(shots)
-        seeded = _takes_seed(make_device(self.device_name, 2))
-        self.seed = check_seed(seed, self.shots) if seeded else None
+        device = make_device(self.device_name, 2)
+        if seed is not None and not _takes_seed(device):
+            raise ConfigError(f"the device of {name!r} takes no seed; leave it out")
+        if self.shots is None and _only_samples(device):
+            raise CapabilityError(f"{name!r} has no exact values: its answers are estimates from samples; give shots")
+        self.seed = check_seed(seed, self.shots) if _takes_seed(device) else None
 
     def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
         """See :meth:`hqtl_common.backends.base.Backend.run`."""
@@ -110,6 +115,11 @@ def queue_head(spec: HeadSpec, weights: Any, angles: Any) -> None:
 
 def _takes_seed(device: Any) -> bool:
     return "seed" in signature(type(device).__init__).parameters
+
+
+def _only_samples(device: Any) -> bool:
+    """Legacy devices without access to the state answer ``shots=None`` with samples and no more than a warning."""
+    return isinstance(device, qml.devices.LegacyDeviceFacade) and not device.target_device.capabilities().get("returns_state")
 
 
 def _count(bits: NDArray[np.int64]) -> NDArray[np.int64]:

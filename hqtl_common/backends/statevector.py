@@ -22,6 +22,7 @@ __all__ = ["StatevectorBackend", "probabilities", "product_state"]
 F64 = NDArray[np.float64]
 
 _CHUNK_AMPLITUDES = 2**22  # 32 MiB of float64 at a time
+_MATRIX_QUBITS = 6  # beyond, building one 2^n × 2^n matrix costs more than applying the gates to a few rows
 
 
 class StatevectorBackend:
@@ -82,18 +83,18 @@ def product_state(angles: F64) -> F64:
     qubits = np.stack([cos - sin, cos + sin], axis=-1) / np.sqrt(2)
     state = qubits[:, 0]
     for qubit in range(1, angles.shape[1]):
-        state = (state[:, :, None] * qubits[:, qubit, None, :]).reshape(len(angles), -1)
+        state = (state[:, :, None] * qubits[:, qubit, None, :]).reshape(len(angles), 2 ** (qubit + 1))
     return state
 
 
 def probabilities(spec: HeadSpec, weights: F64, angles: F64) -> F64:
     """Exact outcome probabilities (R, 2^n); weights (L, n) or (R, L, n), angles (R, n), radians."""
     state = product_state(angles)
-    if weights.ndim == 2:
+    if weights.ndim == 2 and spec.num_qubits <= _MATRIX_QUBITS:
         matrix = _variational(spec, weights[None], np.eye(2**spec.num_qubits))
         state = state @ matrix
     else:
-        state = _variational(spec, weights, state)
+        state = _variational(spec, weights.reshape(-1, *spec.weights_shape), state)
     squared: F64 = np.square(state)
     return squared
 
@@ -106,8 +107,8 @@ def _variational(spec: HeadSpec, weights: F64, state: F64) -> F64:
     for layer in range(spec.num_layers):
         state = state[:, permutation]
         for qubit in range(spec.num_qubits):
-            pairs = state.reshape(len(state), 2**qubit, 2, -1)
+            pairs = state.reshape(len(state), 2**qubit, 2, 2 ** (spec.num_qubits - 1 - qubit))
             zero, one = pairs[:, :, 0], pairs[:, :, 1]
             c, s = cos[:, layer, qubit], sin[:, layer, qubit]
-            state = np.stack([c * zero - s * one, s * zero + c * one], axis=2).reshape(len(state), -1)
+            state = np.stack([c * zero - s * one, s * zero + c * one], axis=2).reshape(len(state), 2**spec.num_qubits)
     return state

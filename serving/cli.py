@@ -1,0 +1,169 @@
+"""``hqtl-score``: the command line of folder scoring, and the only place that knows exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+from hqtl_common import __version__
+
+if TYPE_CHECKING:
+    from serving.scoring import Outcome, Request
+
+__all__ = ["main"]
+
+# 2, a wrong command line, is click's.
+_OK, _FAILED, _SOME_FAILED, _BUDGET, _INTERRUPTED = 0, 1, 3, 4, 130
+
+_EPILOG = """\b
+Exit codes:
+  0    every image has an answer
+  1    failed; the reason is on standard error
+  2    wrong command line
+  3    some images have an error in their row; the rest is done
+  4    the budget of the backend is reached; go on with --resume
+  130  interrupted; go on with --resume
+"""
+
+
+@click.command("hqtl-score", epilog=_EPILOG)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="The exported model.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results; new, or with --resume an earlier one.")
+@click.option("--backend", help="Where the head runs, for example aer or pennylane:default.qubit.  [default: statevector]")
+@click.option("--shots", type=click.IntRange(min=1), help="Repetitions per image.  [default: exact where the backend can]")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampling.  [default: 0]")
+@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images computed together.  [default: 32]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Threads that decode images.  [default: number of cores]")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Probability from which the positive label is given; two classes only.  [default: the bundle's]",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; its options are taken from there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output and nothing else.")
+@click.version_option(__version__, prog_name="hqtl-score")
+def main(
+    folder: Path,
+    bundle: Path,
+    out: Path,
+    backend: str | None,
+    shots: int | None,
+    seed: int | None,
+    batch_size: int | None,
+    workers: int | None,
+    threshold: float | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Score every image below FOLDER: one row per image in OUT/scores.csv and OUT/scores.jsonl.
+
+    Images are found at any depth by their suffix (PNG, JPEG, TIFF, BMP, WebP); links and hidden entries are left out.
+    A run that was stopped or killed goes on with --resume and ends with the same files.
+    """
+    again = shlex.join(["hqtl-score", str(folder), "--bundle", str(bundle), "--out", str(out), "--resume"])
+    with _StopSignals() as stop:
+        try:
+            from serving.scoring import Request
+
+            request = Request(backend=backend, shots=shots, seed=seed, batch_size=batch_size, threshold=threshold)
+            code = _score(folder, bundle, out, request, resume, workers, as_json, stop, again)
+        except KeyboardInterrupt:
+            code = _report_error("Interrupted", "interrupted", as_json, _INTERRUPTED, again)
+    sys.exit(code)
+
+
+def _score(
+    folder: Path,
+    bundle: Path,
+    out: Path,
+    request: Request,
+    resume: bool,
+    workers: int | None,
+    as_json: bool,
+    stop: _StopSignals,
+    again: str,
+) -> int:
+    import warnings
+
+    from hqtl_common.errors import BudgetExceededError, HqtlError
+    from serving.scoring import score_folder
+    from serving.scoring.progress import reporter_for
+
+    warnings.filterwarnings("ignore", module="PIL")  # oddities of files that decode all the same
+    try:
+        with reporter_for(sys.stderr) as reporter:
+            outcome = score_folder(folder, bundle, out, request, resume=resume, workers=workers, reporter=reporter, should_stop=stop.asked)
+    except BudgetExceededError as error:
+        return _report_error(type(error).__name__, str(error), as_json, _BUDGET, again)
+    except HqtlError as error:
+        return _report_error(type(error).__name__, str(error), as_json, _FAILED, None)
+    return _report(outcome, as_json, again)
+
+
+def _report(outcome: Outcome, as_json: bool, again: str) -> int:
+    if as_json:
+        _print_json(outcome.to_dict())
+    else:
+        from rich.console import Console
+
+        from serving.scoring.summary import print_summary
+
+        print_summary(outcome, Console())
+    if not outcome.complete:
+        click.echo(f"stopped; go on with: {again}", err=True)
+        return _INTERRUPTED
+    if not outcome.summary["images"]:
+        click.echo("no image was found: looked for .png, .jpg, .jpeg, .tif, .tiff, .bmp, .webp at any depth", err=True)
+    return _SOME_FAILED if outcome.failures else _OK
+
+
+def _report_error(kind: str, message: str, as_json: bool, code: int, again: str | None) -> int:
+    if as_json:
+        _print_json({"error": {"code": kind, "message": message}})
+    click.echo(f"hqtl-score: {' '.join(message.split())}", err=True)
+    if again:
+        click.echo(f"go on with: {again}", err=True)
+    return code
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+class _StopSignals:
+    """Ctrl-C and SIGTERM ask to stop after the current chunk; the second one stops at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def asked(self) -> bool:
+        """True once a signal came."""
+        return self._asked
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        os.write(2, b"\nstopping after the images in work; once more to stop at once\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""Folder scoring: one row per image, resumable at any moment."""
+
+from __future__ import annotations
+
+from serving.scoring.folder import Outcome, score_folder
+from serving.scoring.options import Options, Request
+from serving.scoring.storage import OutputError
+
+__all__ = ["Options", "Outcome", "OutputError", "Request", "score_folder"]

@@ -1,0 +1,133 @@
+"""The real command, killed and interrupted at any moment: resumed, its files are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hqtl_common import ModelBundle
+
+COMMAND = [sys.executable, "-m", "serving.cli"]
+FILES = ("scores.jsonl", "scores.csv", "summary.json", "state.json", "listing.nul")
+KILLS = 6
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 images that take a few milliseconds each, some of them bad."""
+    folder = tmp_path_factory.mktemp("kill") / "photos"
+    rng = np.random.default_rng(0)
+    for index in range(30):
+        (folder / f"day{index}").mkdir(parents=True)
+        pixels = rng.integers(0, 30 + 7 * index, (500, 500, 3), dtype=np.uint8)
+        first = folder / f"day{index}" / "00.jpg"
+        Image.fromarray(pixels).save(first, quality=80)
+        for copy in range(1, 10):
+            (folder / f"day{index}" / f"{copy:02d}.jpg").write_bytes(first.read_bytes())
+        (folder / f"day{index}" / "cut.jpg").write_bytes(first.read_bytes()[:5000])
+    return folder
+
+
+def start(photos: Path, bundle: ModelBundle, out: Path, *options: str) -> subprocess.Popen[str]:
+    command = [*COMMAND, str(photos), "--bundle", str(bundle.path), "--out", str(out), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+
+
+def finish(photos: Path, bundle: ModelBundle, out: Path, *options: str) -> dict[str, bytes]:
+    process = start(photos, bundle, out, *options)
+    _, stderr = process.communicate()
+    assert process.returncode == 3, stderr
+    return {name: (out / name).read_bytes() for name in FILES}
+
+
+def wait_for_rows(process: subprocess.Popen[str], out: Path, size: int) -> None:
+    """Until scores.csv has ``size`` bytes, or the process ended."""
+    while process.poll() is None and not ((out / "scores.csv").exists() and (out / "scores.csv").stat().st_size >= size):
+        time.sleep(0.002)
+
+
+def send(process: subprocess.Popen[str], number: int) -> tuple[str, str]:
+    process.send_signal(number)
+    return process.communicate()
+
+
+@pytest.mark.parametrize("options", [["--batch-size", "8"], ["--batch-size", "4", "--shots", "100", "--seed", "9"]], ids=["exact", "shots"])
+def test_killed_at_any_moment(photos: Path, bundle: ModelBundle, tmp_path: Path, options: list[str]) -> None:
+    whole = finish(photos, bundle, tmp_path / "whole", *options)
+    rng, killed, resumed_at = random.Random(0), 0, set()
+    for size in sorted(rng.randrange(len(whole["scores.csv"])) for _ in range(KILLS)):
+        process = start(photos, bundle, tmp_path / "out", *options, "--resume")
+        wait_for_rows(process, tmp_path / "out", size)
+        time.sleep(rng.random() * 0.02)
+        send(process, signal.SIGKILL)
+        killed += process.returncode == -signal.SIGKILL
+        resumed_at.add(json.loads((tmp_path / "out" / "state.json").read_text())["position"]["files"])
+    assert killed
+    assert len(resumed_at) > 1, "no kill came after a commit"
+    assert finish(photos, bundle, tmp_path / "out", "--resume") == whole
+
+
+def test_killed_before_the_first_row(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
+    whole = finish(photos, bundle, tmp_path / "whole")
+    for delay in (0.0, 0.1, 0.2, 0.3, 0.4, 0.6):
+        process = start(photos, bundle, tmp_path / "out", "--resume")
+        time.sleep(delay)
+        send(process, signal.SIGKILL)
+    assert finish(photos, bundle, tmp_path / "out", "--resume") == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(photos: Path, bundle: ModelBundle, tmp_path: Path, number: int) -> None:
+    whole = finish(photos, bundle, tmp_path / "whole", "--batch-size", "4")
+    process = start(photos, bundle, tmp_path / "out", "--batch-size", "4", "--json")
+    wait_for_rows(process, tmp_path / "out", len(whole["scores.csv"]) // 4)
+    stdout, stderr = send(process, number)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert "go on with: hqtl-score " in stderr
+    answer = json.loads(stdout)
+    assert not answer["complete"]
+    state = json.loads((tmp_path / "out" / "state.json").read_text())
+    assert state["position"]["files"] == answer["done"] == (tmp_path / "out" / "scores.jsonl").read_bytes().count(b"\n")
+    assert 0 < answer["done"] < 330
+    assert finish(photos, bundle, tmp_path / "out", "--resume") == whole
+
+
+def test_full_disk_is_one_line_and_resumable(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
+    whole = finish(photos, bundle, tmp_path / "whole", "--batch-size", "4")
+    limit = len(whole["scores.jsonl"]) // 2
+    command = [*COMMAND, str(photos), "--bundle", str(bundle.path), "--out", str(tmp_path / "out"), "--batch-size", "4"]
+    answer = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert answer.returncode == 1
+    assert "scores.jsonl': File too large; make room or mend it, then run the same command with --resume" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert finish(photos, bundle, tmp_path / "out", "--resume") == whole
+
+
+def test_second_run_on_the_same_output_is_refused(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
+    process = start(photos, bundle, tmp_path / "out", "--batch-size", "2")
+    wait_for_rows(process, tmp_path / "out", 1)
+    _, stderr = (second := start(photos, bundle, tmp_path / "out", "--resume")).communicate()
+    still_running = process.poll() is None
+    send(process, signal.SIGINT)
+    if not still_running:
+        pytest.skip("the first run ended too soon")
+    assert second.returncode == 1
+    assert "another run is writing" in stderr

@@ -1,0 +1,222 @@
+"""Measure a run or a bundle on a folder of labelled photographs, with the head on any backend."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hqtl_common.backends.base import Backend
+from hqtl_common.backends.registry import get_backend
+from hqtl_common.bundle import ModelBundle
+from hqtl_common.classifier import HybridClassifier, softmax
+from hqtl_common.errors import ConfigError, InputError
+from hqtl_common.records import ExecutionRecord, InferenceBatch
+from training.backbones import load_backbone
+from training.config import FitConfig
+from training.console import progress_bar, say, warn
+from training.data import SPLIT_NAMES, ImageDataset, Sample
+from training.decode import decode_batches
+from training.features import BATCH_SIZE
+from training.metrics import classification_metrics
+from training.model import HybridModel, build_model
+from training.prepare import SourceData, compute_features, pick_device, read_source, split_source
+from training.runs import RunFolder, is_run
+
+__all__ = ["Answers", "TrainedRun", "evaluate", "load_run"]
+
+SUBSETS = ("auto", "all", *SPLIT_NAMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers for the usable ones of N images.
+
+    Args:
+        positions: (k,) which images could be used.
+        probabilities: (k, C).
+        execution: What ran the head.
+        errors: Position → why an image cannot be used.
+    """
+
+    positions: list[int]
+    probabilities: NDArray[np.float64]
+    execution: ExecutionRecord
+    errors: dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """The best model of a run.
+
+    Args:
+        config: Options of the run.
+        data: What ``data.json`` holds.
+        result: What ``result.json`` holds.
+        model: With the best epoch's values, its head exact.
+    """
+
+    config: FitConfig
+    data: dict[str, Any]
+    result: dict[str, Any]
+    model: HybridModel
+
+
+def load_run(path: Path, feature_width: int) -> TrainedRun:
+    """The best model of a finished run.
+
+    Args:
+        path: The run folder.
+        feature_width: F of its backbone.
+
+    Raises:
+        InputError: Not a run, or one that has not finished.
+    """
+    run = RunFolder(path)
+    config, data, result, checkpoint = run.config(), run.data(), run.result(), run.load_checkpoint()
+    if data is None or result is None or checkpoint is None:
+        raise InputError(f"the run {str(path)!r} has not finished; finish it with: hqtl-train fit --resume {path}")
+    model = build_model(feature_width, len(data["labels"]), config.head_spec, state=checkpoint.part("best"))
+    return TrainedRun(config, data, result, model.eval())
+
+
+def evaluate(
+    model: Path,
+    folder: Path,
+    *,
+    backend: str = "statevector",
+    shots: int | None = None,
+    seed: int = 0,
+    subset: str = "auto",
+    cache_folder: Path,
+    device: str = "auto",
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Figures of merit, JSON-ready; see :func:`training.metrics.classification_metrics`.
+
+    Args:
+        model: A run folder or a bundle.
+        folder: Labelled photographs; its classes must be classes of the model.
+        backend: Where the head runs.
+        shots: Repetitions, None = exact.
+        seed: Seed of the sampling.
+        subset: ``train``, ``val``, ``test`` or ``all``. ``auto`` is ``test`` for the folder that the model was trained
+            on and for a folder that has a folder ``test``, so that no training image flatters the figures; else ``all``.
+        cache_folder: Where features of a run are cached.
+        device: torch's device for the backbone of a run.
+        verbose: Say more.
+
+    Raises:
+        ConfigError: An option that does not fit.
+        InputError: The model or the folder cannot be used.
+        BackendError: The head could not be run.
+    """
+    engine = get_backend(backend, shots=shots, seed=seed)
+    trained: _RunJudge | _BundleJudge = _RunJudge(model, cache_folder, device, verbose) if is_run(model) else _BundleJudge(model)
+    source = read_source(folder)
+    name, indices = _choose(source, trained, subset)
+    chosen = _restrict(source, indices)
+    say(f"evaluating {len(indices)} images ({name}) with the head on {backend}")
+    answers = trained.answer(chosen, engine)
+    engine.close()
+    for position, message in answers.errors.items():
+        warn(f"left out {chosen.dataset.samples[position].relative}: {message}")
+    truth = _truth(chosen.dataset, trained.labels)[answers.positions]
+    return {
+        "model": str(model),
+        "data": str(folder),
+        "subset": name,
+        **classification_metrics(truth, answers.probabilities, trained.labels, trained.positive, trained.threshold),
+        "errors": [{"path": chosen.dataset.samples[i].relative, "error": message} for i, message in answers.errors.items()],
+        "execution": answers.execution.to_dict(),
+    }
+
+
+class _RunJudge:
+    """Answers through torch, features from the cache."""
+
+    def __init__(self, path: Path, cache_folder: Path, device: str, verbose: bool) -> None:
+        config = RunFolder(path).config()
+        self._backbone = load_backbone(config.backbone, config.weights, config.seed)
+        self._run = load_run(path, self._backbone.feature_width)
+        self._cache_folder, self._device, self._verbose = cache_folder, device, verbose
+        self.labels: list[str] = self._run.data["labels"]
+        self.positive: str = self._run.result["positive"]
+        self.threshold: float | None = 0.5 if len(self.labels) == 2 else None
+        self.recipe = (config.split, config.group_by, config.seed)
+        self.data_sha256: str = self._run.data["data_sha256"]
+
+    @torch.no_grad()
+    def answer(self, source: SourceData, backend: Backend) -> Answers:
+        spec = self._run.config.preprocess_spec
+        device = pick_device(self._device)
+        table = compute_features(source, self._backbone, spec, self._cache_folder, device, verbose=self._verbose)
+        positions = [i for i in range(len(source.hashes)) if i not in table.errors]
+        model = self._run.model
+        angles = model.pre_net(torch.from_numpy(table.features[positions])).numpy()
+        answer = backend.run(model.head.spec, model.head.weights.numpy(), angles)
+        logits = model.post_net(torch.from_numpy(answer.expvals)).numpy()
+        return Answers(positions, softmax(logits), answer.record, {})
+
+
+class _BundleJudge:
+    """Answers through the exported stages, as the service and the folder scoring give them."""
+
+    def __init__(self, path: Path) -> None:
+        self._bundle = ModelBundle.load(path)
+        manifest = self._bundle.manifest
+        self.labels: list[str] = list(manifest.labels)
+        self.positive = manifest.positive_label
+        self.threshold: float | None = manifest.threshold if len(self.labels) == 2 else None
+        self.recipe = (manifest.split.recipe, manifest.split.group_by, manifest.split.seed)
+        self.data_sha256: str = manifest.training.get("data_sha256", "")
+
+    def answer(self, source: SourceData, backend: Backend) -> Answers:
+        paths = [sample.path for sample in source.dataset.samples]
+        angles: list[NDArray[np.float32]] = []
+        positions: list[int] = []
+        errors: dict[int, str] = {}
+        with HybridClassifier(self._bundle, backend) as classifier, progress_bar("features", len(paths), "images") as advance:
+            for batch in decode_batches(paths, self._bundle.preprocess, BATCH_SIZE):
+                found = classifier.featurize(InferenceBatch(pixels=batch.pixels)).angles
+                assert found is not None
+                angles.append(found)
+                positions += batch.positions
+                errors |= batch.errors
+                advance(len(batch.positions) + len(batch.errors))
+            answer = classifier.run(InferenceBatch(angles=np.concatenate(angles)))
+        assert answer.probabilities is not None
+        assert answer.execution is not None
+        return Answers(positions, answer.probabilities, answer.execution, errors)
+
+
+def _choose(source: SourceData, trained: _RunJudge | _BundleJudge, subset: str) -> tuple[str, tuple[int, ...]]:
+    if subset not in SUBSETS:
+        raise ConfigError(f"subset must be one of {', '.join(SUBSETS)}; got {subset!r}")
+    divided = source.digest == trained.data_sha256 or source.dataset.fixed_split is not None
+    if subset == "auto":
+        subset = "test" if divided else "all"
+    if subset == "all":
+        return subset, tuple(range(len(source.hashes)))
+    if not divided:
+        raise ConfigError(f"{str(source.dataset.root)!r} is not the folder the model was trained on and has no {subset} split; use all")
+    recipe, group_by, seed = trained.recipe
+    return subset, split_source(source, recipe, group_by, seed).indices(subset)
+
+
+def _restrict(source: SourceData, indices: tuple[int, ...]) -> SourceData:
+    samples: tuple[Sample, ...] = tuple(source.dataset.samples[i] for i in indices)
+    dataset = dataclasses.replace(source.dataset, samples=samples, fixed_split=None)
+    return SourceData(dataset, [source.hashes[i] for i in indices], source.digest)
+
+
+def _truth(dataset: ImageDataset, labels: list[str]) -> NDArray[np.intp]:
+    unknown = sorted(set(dataset.labels) - set(labels))
+    if unknown:
+        raise InputError(f"{str(dataset.root)!r} has the classes {', '.join(unknown)}, which the model does not know ({', '.join(labels)})")
+    return np.array([labels.index(dataset.labels[sample.label]) for sample in dataset.samples], dtype=np.intp)

@@ -1,0 +1,133 @@
+"""A finished run → a bundle."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import hqtl_common
+from hqtl_common.bundle import ModelBundle
+from hqtl_common.classifier import HybridClassifier
+from hqtl_common.errors import ConfigError, ParityError
+from hqtl_common.manifest import BackboneInfo, Manifest, SplitInfo
+from hqtl_common.records import InferenceBatch
+from training.backbones import Backbone, load_backbone
+from training.card import model_card
+from training.evaluate import TrainedRun, load_run
+from training.onnx_export import OPSET, fold_batch_norm, to_onnx
+from training.runs import RunFolder
+
+__all__ = ["LOGIT_TOLERANCE", "Fused", "export_run"]
+
+LOGIT_TOLERANCE = 1e-4  # |Δlogit| between torch and ONNX Runtime
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnx", "pennylane", "qiskit")
+
+
+class Fused(nn.Module):
+    """Pixels (B, 3, S, S) float32 → logits (B, C) float64 through the exact head, as one module."""
+
+    def __init__(self, backbone: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.model = backbone, model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See the class."""
+        logits: Tensor = self.model(self.backbone(pixels))
+        return logits
+
+
+def export_run(path: Path, target: Path, *, fused: bool = False) -> ModelBundle:
+    """Write the best model of a run as a bundle, and check that it computes what torch computes.
+
+    Args:
+        path: The run folder.
+        target: The bundle's folder, to be made.
+        fused: Add ``model.onnx``, pixels → logits in one graph.
+
+    Raises:
+        InputError: Not a finished run.
+        ConfigError: The weights of the backbone changed, or ``target`` is not empty.
+        ParityError: ONNX Runtime gives other logits than torch; nothing is written.
+    """
+    config = RunFolder(path).config()
+    backbone = load_backbone(config.backbone, config.weights, config.seed)
+    run = load_run(path, backbone.feature_width)
+    if backbone.digest != run.data["backbone_sha256"]:
+        raise ConfigError(f"the weights {config.weights!r} of {config.backbone} changed since the run; restore them or train again")
+    folded = fold_batch_norm(backbone.network)
+    files = _onnx_files(folded, backbone.feature_width, run, config.preprocess_spec.size, fused=fused)
+    manifest = _manifest(run, backbone)
+    files["MODEL_CARD.md"] = model_card(manifest, run.result).encode()
+    bundle = ModelBundle.save(target, manifest, run.model.head.weights.detach().numpy(), files)
+    _check_against_torch(bundle, Fused(backbone.network, run.model))
+    return bundle
+
+
+def _onnx_files(folded: nn.Module, width: int, run: TrainedRun, size: int, *, fused: bool) -> dict[str, bytes]:
+    model = run.model
+    pixels = torch.zeros(2, 3, size, size)
+    expvals = torch.zeros(2, model.head.spec.num_qubits, dtype=torch.float64)
+    files = {
+        "backbone.onnx": to_onnx(folded, pixels, "pixels", "features"),
+        "pre_net.onnx": to_onnx(model.pre_net, torch.zeros(2, width), "features", "angles"),
+        "post_net.onnx": to_onnx(model.post_net, expvals, "expvals", "logits"),
+    }
+    if fused:
+        files["model.onnx"] = to_onnx(Fused(folded, model).eval(), pixels, "pixels", "logits")
+    return files
+
+
+def _manifest(run: TrainedRun, backbone: Backbone) -> Manifest:
+    config, data, result = run.config, run.data, run.result
+    training = config.training_record() | {
+        "data_sha256": data["data_sha256"],
+        "diff_method": result["diff_method"],
+        "epochs_done": result["epochs"],
+        "best_epoch": result["best_epoch"],
+        "parameter_sets": result["parameter_sets"],
+        "jobs": result["jobs"],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+    }
+    return Manifest(
+        created=_source_date(),
+        hqtl_version=hqtl_common.__version__,
+        labels=tuple(data["labels"]),
+        positive_label=result["positive"],
+        preprocess=config.preprocess_spec.to_dict(),
+        head=config.head_spec.to_dict(),
+        backbone=BackboneInfo(
+            name=backbone.name, weights=backbone.weights, weights_sha256=backbone.digest, feature_width=backbone.feature_width
+        ),
+        metrics={name: result[name] for name in ("val", "test", "logistic_regression")},
+        split=SplitInfo(
+            recipe=config.split, seed=config.seed, group_by=config.group_by, sha256=data["split_sha256"], counts=data["counts"]
+        ),
+        training=training,
+        onnx={"opset": OPSET, "exporter": f"torch {version('torch')}"},
+    )
+
+
+def _source_date() -> str | None:
+    """The time that reproducible builds set, or None: a clock in the manifest would make every export differ."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    return None if epoch is None else datetime.datetime.fromtimestamp(int(epoch), datetime.UTC).isoformat()
+
+
+@torch.no_grad()
+def _check_against_torch(bundle: ModelBundle, reference: nn.Module) -> None:
+    spec = bundle.preprocess
+    pixels = np.random.default_rng(0).normal(size=(2, 3, spec.size, spec.size)).astype(np.float32)
+    expected = reference.eval()(torch.from_numpy(pixels)).numpy()
+    with HybridClassifier(bundle) as classifier:
+        logits: Any = classifier.run(InferenceBatch(pixels=pixels)).logits
+    difference = float(np.abs(logits - expected).max())
+    if not difference <= LOGIT_TOLERANCE:
+        raise ParityError(f"the bundle {str(bundle.path)!r} gives logits that differ from torch's by {difference:.2g}; do not use it")

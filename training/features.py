@@ -1,0 +1,168 @@
+"""Features of a data set: computed once by the frozen backbone, then read from a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hqtl_common.specs import PreprocessSpec, spec_digest
+from training.backbones import Backbone
+from training.data import Sample
+from training.decode import decode_batches
+
+__all__ = ["BATCH_SIZE", "FeatureCache", "FeatureTable", "default_cache_folder", "extract_features"]
+
+F32 = NDArray[np.float32]
+Progress = Callable[[int], None]
+
+# Always full: a shorter last batch is padded, so that a feature does not depend on what else was in its batch.
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureTable:
+    """Features of N samples.
+
+    Args:
+        features: (N, F) float32; rows of unusable images are zero.
+        errors: Position → why the image cannot be used.
+        num_cached: How many rows came from the cache.
+    """
+
+    features: F32
+    errors: dict[int, str]
+    num_cached: int
+
+
+class FeatureCache:
+    """One SQLite file per (backbone weights, preprocessing): content hash of an image → its features.
+
+    Every row carries a hash of its own; a row that does not match counts as absent, and a file that is no database
+    any more is set aside and begun anew. Two processes may use one cache.
+
+    Args:
+        folder: Where caches lie.
+        backbone: Its name and weights are part of the key.
+        spec: Preprocessing, part of the key.
+    """
+
+    def __init__(self, folder: Path, backbone: Backbone, spec: PreprocessSpec) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"features-{backbone.name}-{spec_digest(spec, backbone.name, backbone.digest)[:16]}.sqlite"
+        self._width = backbone.feature_width
+        try:
+            self._create()
+        except sqlite3.DatabaseError:
+            self._begin_anew()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+    def get(self, keys: Sequence[str]) -> dict[str, F32]:
+        """The features (F,) of the keys that are there and undamaged."""
+        found: dict[str, F32] = {}
+        try:
+            with closing(self._connect()) as connection:
+                for start in range(0, len(keys), 500):
+                    part = list(keys[start : start + 500])
+                    marks = ",".join("?" * len(part))
+                    for key, value, check in connection.execute(f"SELECT key, value, digest FROM features WHERE key IN ({marks})", part):
+                        if len(value) == 4 * self._width and _digest(key, value) == check:
+                            found[key] = np.frombuffer(value, dtype="<f4")
+        except sqlite3.DatabaseError:
+            self._begin_anew()
+        return found
+
+    def put(self, items: Sequence[tuple[str, F32]]) -> None:
+        """Store features (F,) by key."""
+        rows = [(key, value.astype("<f4").tobytes()) for key, value in items]
+        with closing(self._connect()) as connection, connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO features VALUES (?, ?, ?)", [(key, value, _digest(key, value)) for key, value in rows]
+            )
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60)
+
+    def _begin_anew(self) -> None:
+        self.path.replace(self.path.with_suffix(".corrupt"))
+        self._create()
+
+    def _create(self) -> None:
+        with closing(self._connect()) as connection, connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL)")
+
+
+def default_cache_folder() -> Path:
+    """``$HQTL_CACHE``, else ``$XDG_CACHE_HOME/hqtl``, else ``~/.cache/hqtl``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HQTL_CACHE") or Path(base) / "hqtl")
+
+
+def extract_features(
+    samples: Sequence[Sample],
+    hashes: Sequence[str],
+    backbone: Backbone,
+    spec: PreprocessSpec,
+    *,
+    cache: FeatureCache | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> FeatureTable:
+    """Features of all samples, each distinct image computed at most once.
+
+    Args:
+        samples: N samples.
+        hashes: N content hashes.
+        backbone: The frozen network.
+        spec: Preprocessing.
+        cache: Where known features are read and new ones kept.
+        device: torch's device for the backbone.
+        progress: Called with the number of images done since the last call.
+    """
+    known = cache.get(hashes) if cache else {}
+    num_cached = sum(key in known for key in hashes)
+    if progress:
+        progress(num_cached)
+    todo = {key: sample.path for key, sample in zip(hashes, samples, strict=True) if key not in known}
+    failed: dict[str, str] = {}
+    keys = list(todo)
+    backbone.network.to(device)
+    for batch in decode_batches(list(todo.values()), spec, BATCH_SIZE):
+        features = _forward(backbone, batch.pixels, device)
+        fresh = list(zip((keys[position] for position in batch.positions), features, strict=True))
+        known.update(fresh)
+        failed.update({keys[position]: message for position, message in batch.errors.items()})
+        if cache:
+            cache.put(fresh)
+        if progress:
+            progress(len(fresh) + len(batch.errors))
+    blank = np.zeros(backbone.feature_width, dtype=np.float32)
+    table = np.stack([known.get(key, blank) for key in hashes]) if hashes else np.zeros((0, backbone.feature_width), np.float32)
+    return FeatureTable(table, {i: failed[key] for i, key in enumerate(hashes) if key in failed}, num_cached)
+
+
+def _forward(backbone: Backbone, pixels: F32, device: str) -> F32:
+    """Pixels (k, 3, S, S), k ≤ BATCH_SIZE → features (k, F)."""
+    padded = np.zeros((BATCH_SIZE, *pixels.shape[1:]), dtype=np.float32)
+    padded[: len(pixels)] = pixels
+    with torch.inference_mode():
+        features = backbone.network(torch.from_numpy(padded).to(device)).cpu().numpy()
+    result: F32 = np.ascontiguousarray(features[: len(pixels)], dtype=np.float32)
+    return result
+
+
+def _digest(key: str, value: bytes) -> bytes:
+    return hashlib.blake2b(key.encode() + value, digest_size=16).digest()

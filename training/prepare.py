@@ -1,0 +1,153 @@
+"""From a folder and options to tensors: data set, split, features. The same for a new run, a resumed one and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hqtl_common.errors import CapabilityError, InputError
+from hqtl_common.specs import PreprocessSpec
+from training.backbones import Backbone
+from training.config import FitConfig
+from training.console import progress_bar, say, warn
+from training.data import SPLIT_NAMES, ImageDataset, content_hashes, dataset_digest, group_keys, load_dataset, merge_identical
+from training.features import FeatureCache, FeatureTable, extract_features
+from training.splits import Split, make_split, parse_ratio
+
+__all__ = ["PreparedData", "SourceData", "compute_features", "pick_device", "prepare", "read_source", "split_source"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceData:
+    """A listed and hashed folder.
+
+    Args:
+        dataset: N samples.
+        hashes: N content hashes.
+        digest: Hash over names, classes and contents.
+    """
+
+    dataset: ImageDataset
+    hashes: list[str]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """Features and labels of every usable image.
+
+    Args:
+        source: The listed folder.
+        split: Positions of usable images only.
+        record: JSON-ready: labels, split, hashes, counts, unusable images.
+        features: (N, F) float32.
+        truth: (N,) positions in ``source.dataset.labels``.
+    """
+
+    source: SourceData
+    split: Split
+    record: dict[str, Any]
+    features: NDArray[np.float32]
+    truth: NDArray[np.intp]
+
+    def tensors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, F) float32 and labels (B,) int64 of one split."""
+        index = np.asarray(self.split.indices(name), dtype=np.intp)
+        return torch.from_numpy(self.features[index]), torch.from_numpy(self.truth[index].astype(np.int64))
+
+
+def read_source(folder: Path) -> SourceData:
+    """List and hash a folder.
+
+    Raises:
+        InputError: See :func:`training.data.load_dataset`.
+    """
+    dataset = load_dataset(folder)
+    hashes = content_hashes(dataset.samples)
+    return SourceData(dataset, hashes, dataset_digest(dataset, hashes))
+
+
+def split_source(source: SourceData, split: str, group_by: str, seed: int) -> Split:
+    """Divide a folder; with grouping, images of equal content count as one group.
+
+    Raises:
+        ConfigError: A ratio or grouping that does not parse.
+        InputError: A part would lack a class.
+    """
+    groups = group_keys(source.dataset, group_by)
+    merged = None if groups is None else merge_identical(groups, source.hashes)
+    divided = make_split(source.dataset, parse_ratio(split), seed, merged)
+    leaked = _identical_across(divided, source.hashes)
+    if leaked:
+        warn(f"{leaked} images outside the training split are byte for byte equal to one inside; figures will look too good")
+    return divided
+
+
+def compute_features(
+    source: SourceData, backbone: Backbone, spec: PreprocessSpec, cache_folder: Path, device: str, *, verbose: bool = False
+) -> FeatureTable:
+    """Features of all images, from the cache where it has them, with a progress bar and a line per unusable image."""
+    cache = FeatureCache(cache_folder, backbone, spec)
+    with progress_bar("features", len(source.hashes), "images") as advance:
+        table = extract_features(source.dataset.samples, source.hashes, backbone, spec, cache=cache, device=device, progress=advance)
+    if verbose:
+        say(
+            f"feature cache: {cache.path} ({cache.size_bytes / 1e6:.1f} MB), {table.num_cached} of {len(source.hashes)} features were there"
+        )
+    for index, message in table.errors.items():
+        warn(f"left out {source.dataset.samples[index].relative}: {message}")
+    return table
+
+
+def prepare(config: FitConfig, backbone: Backbone, cache_folder: Path, device: str, *, verbose: bool = False) -> PreparedData:
+    """Everything that training needs.
+
+    Raises:
+        ConfigError: An option that does not fit the data.
+        InputError: The folder cannot be used.
+    """
+    source = read_source(config.data)
+    split = split_source(source, config.split, config.group_by, config.seed)
+    table = compute_features(source, backbone, config.preprocess_spec, cache_folder, device, verbose=verbose)
+    usable = Split(*(tuple(i for i in split.indices(name) if i not in table.errors) for name in SPLIT_NAMES))
+    _check_usable(usable, source.dataset)
+    record = {
+        "labels": list(source.dataset.labels),
+        "data_sha256": source.digest,
+        "split_sha256": split.digest(source.dataset),
+        "counts": usable.counts(source.dataset),
+        "split": {name: [source.dataset.samples[i].relative for i in usable.indices(name)] for name in SPLIT_NAMES},
+        "unusable": {source.dataset.samples[i].relative: message for i, message in table.errors.items()},
+    }
+    truth = np.array([sample.label for sample in source.dataset.samples], dtype=np.intp)
+    return PreparedData(source, usable, record, table.features, truth)
+
+
+def pick_device(wanted: str) -> str:
+    """``cpu`` or ``cuda`` for ``auto``, ``cpu``, ``cuda``.
+
+    Raises:
+        CapabilityError: ``cuda`` was asked for and torch finds none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise CapabilityError("torch finds no CUDA device on this machine; use --device cpu or auto")
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def _identical_across(split: Split, hashes: Sequence[str]) -> int:
+    trained = {hashes[i] for i in split.train}
+    return sum(hashes[i] in trained for i in (*split.val, *split.test))
+
+
+def _check_usable(split: Split, dataset: ImageDataset) -> None:
+    for name, by_label in split.counts(dataset).items():
+        for label, count in by_label.items():
+            if not count:
+                raise InputError(f"the {name} split has no usable image of class {label!r}; add images or choose another ratio")
