@@ -51,7 +51,9 @@ Exit codes:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; its options are taken from there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output and nothing else.")
 @click.version_option(__version__, prog_name="hqtl-score")
+@click.pass_context
 def main(
+    context: click.Context,
     folder: Path,
     bundle: Path,
     out: Path,
@@ -69,7 +71,7 @@ def main(
     Images are found at any depth by their suffix (PNG, JPEG, TIFF, BMP, WebP); links and hidden entries are left out.
     A run that was stopped or killed goes on with --resume and ends with the same files.
     """
-    again = shlex.join(["hqtl-score", str(folder), "--bundle", str(bundle), "--out", str(out), "--resume"])
+    again = _command_again(context)
     with _StopSignals() as stop:
         try:
             from serving.scoring import Request
@@ -79,6 +81,17 @@ def main(
         except KeyboardInterrupt:
             code = _report_error("Interrupted", "interrupted", as_json, _INTERRUPTED, again)
     sys.exit(code)
+
+
+def _command_again(context: click.Context) -> str:
+    """The command as it was given, with --resume."""
+    words = ["hqtl-score"]
+    for parameter in context.command.params:
+        value = True if parameter.name == "resume" else context.params.get(parameter.name or "")
+        if value is not None and value is not False:
+            words += [parameter.opts[0]] if isinstance(parameter, click.Option) else []
+            words += [] if value is True else [str(value)]
+    return shlex.join(words)
 
 
 def _score(

@@ -278,29 +278,31 @@ def _print_fit(path: Path, result: dict[str, Any]) -> None:
 
 
 def _print_figures(rows: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from training.console import STDOUT
 
     columns = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "loss")
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("accuracy", "95 % interval", *(name.replace("_", " ") for name in columns[1:])):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, figures in rows.items():
         low, high = figures["accuracy_interval"]
         cells = ["–" if figures[column] is None else f"{figures[column]:.3f}" for column in columns]
         table.add_row(name, cells[0], f"{low:.3f} – {high:.3f}", *cells[1:])
-    Console().print(table)
+    STDOUT.print(table)
 
 
 def _print_confusion(figures: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from training.console import STDOUT
 
     table = Table("truth \\ answer", *figures["labels"], box=None, pad_edge=False)
     for label, row in zip(figures["labels"], figures["confusion"], strict=True):
         table.add_row(label, *(str(count) for count in row))
-    Console().print(table)
+    STDOUT.print(table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What people see while they wait; everything goes to standard error, so that standard output stays for results."""
+"""What people see: results on standard output, and while they wait everything else on standard error."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -9,8 +10,9 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["STDERR", "Advance", "progress_bar", "say", "warn"]
+__all__ = ["STDERR", "STDOUT", "Advance", "progress_bar", "say", "warn"]
 
+STDOUT = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 STDERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Console
 from rich.table import Table
 
 from hqtl_common.errors import ConfigError, HqtlError
 from training.backbones import load_backbone
-from training.console import say, warn
+from training.console import STDOUT, say, warn
 from training.plots import plot_gallery
 
 __all__ = ["REQUIRED_ACCURACY", "run_quickstart"]
@@ -91,7 +90,7 @@ def _service(bundle: Path) -> Iterator[str]:
     say(f"$ HQTL_BUNDLE={bundle} bentoml serve serving.service:HybridService --port {port}")
     bentoml = Path(sys.executable).with_name("bentoml")
     environment = {**os.environ, "HQTL_BUNDLE": str(bundle.absolute()), "BENTOML_DO_NOT_TRACK": "True"}
-    command = [bentoml, "serve", "serving.service:HybridService", "--port", str(port)]
+    command = [str(bentoml), "serve", "serving.service:HybridService", "--port", str(port)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
         _wait_until_ready(f"http://127.0.0.1:{port}", process)
@@ -137,7 +136,7 @@ def _print_summary(
     table.add_row("test accuracy", f"{100 * test['accuracy']:.1f} % ({100 * low:.1f} – {100 * high:.1f}), {test['num_images']} images")
     table.add_row("logistic regression", f"{100 * reference['accuracy']:.1f} % on the same features and images")
     table.add_row("export, verify", f"{sum(check['passed'] for check in checks)} of {len(checks)} checks passed")
-    table.add_row("score a folder", f"{summary['num_files']} images, {summary['images_per_second']:.0f} per second")
+    table.add_row("score a folder", f"{summary['images']} images, {summary['images_per_second']:.0f} per second")
     table.add_row("ask the service", f"{image}: {answer['label']} ({100 * answer['probability']:.1f} %)")
     table.add_row("all steps", f"{seconds:.0f} s")
-    Console().print(table)
+    STDOUT.print(table)

@@ -57,12 +57,12 @@ class RunFolder:
     path: Path
 
     def start(self, config: FitConfig) -> None:
-        """Make the folder for a new run.
+        """Make the folder for a new run; a run that ended before it had read its data is begun anew.
 
         Raises:
-            ConfigError: It holds something already.
+            ConfigError: It holds something else already.
         """
-        if self.path.exists() and not (self.path.is_dir() and all(entry.name.endswith(".partial") for entry in self.path.iterdir())):
+        if self.path.exists() and not (self.path.is_dir() and all(_is_beginning(entry.name) for entry in self.path.iterdir())):
             raise ConfigError(f"{str(self.path)!r} exists already; go on with it by --resume, or give another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self._write("config.json", json.loads(config.model_dump_json()))
@@ -153,6 +153,10 @@ class RunFolder:
         except ValueError as error:
             raise InputError(f"{str(path)!r} is not JSON: {error}; remove the run and train again") from error
         return values
+
+
+def _is_beginning(name: str) -> bool:
+    return name == "config.json" or name.endswith(".partial")
 
 
 def is_run(path: Path) -> bool:

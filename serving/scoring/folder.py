@@ -121,6 +121,8 @@ def score_folder(
     """
     model = ModelBundle.load(bundle)
     folder, out = _absolute(folder), _absolute(out)
+    if not folder.is_dir():
+        raise InputError(f"expected a folder of images; {str(folder)!r} is not a folder")
     with _output_folder(out, folder):
         recorded = _recorded(out, resume)
         options = resolve(request or Request(), model, recorded.options if recorded else None)
@@ -134,7 +136,7 @@ def _go(run: _Run, recorded: State | None) -> Outcome:
     if recorded:
         _check_same(recorded, run)
     try:
-        state = _look(run, state) if recorded else state
+        state = _look(run, state) if state.segments else state
         if not state.complete:
             state = _work(run, state)
     except _StoppedError:
@@ -159,7 +161,9 @@ def _work(run: _Run, state: State) -> State:
     with closing(backend), HybridClassifier(run.bundle, backend, threshold=run.options.threshold) as classifier:
         if backend.shots is not None and backend.seed is None:
             run.reporter.note(f"{backend.name} draws without a seed: another run gives other samples")
-        state = state if state.segments else _look(run, state)
+        if not state.segments:
+            save_state(run.out, state)  # before the folder is listed: whoever resumes gets these options
+            state = _look(run, state)
         with output_errors(run.out / SUMMARY):
             (run.out / SUMMARY).unlink(missing_ok=True)
         run.reporter.begin(state.total, state.position.files)
@@ -204,7 +208,7 @@ def _look(run: _Run, state: State) -> State:
 @contextmanager
 def _output_folder(out: Path, folder: Path) -> Iterator[None]:
     """``out``, made if missing and held by this process; an empty one that was made here goes again if the body fails."""
-    if out.exists() and (not out.is_dir() or (folder.exists() and out.samefile(folder))):
+    if out.exists() and (not out.is_dir() or out.samefile(folder)):
         raise ConfigError(f"the output must be a folder of its own; got {str(out)!r}")
     made = not out.exists()
     with output_errors(out):

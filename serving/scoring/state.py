@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hqtl_common.errors import InputError
-from serving.scoring.listing import LISTING, Segment
+from serving.scoring.listing import Segment
 from serving.scoring.options import Options
 from serving.scoring.storage import replace_file
 from serving.scoring.tally import PathText, Tally
@@ -21,7 +21,7 @@ JSONL = "scores.jsonl"
 CSV = "scores.csv"
 SUMMARY = "summary.json"
 
-_OF_A_START = frozenset({LISTING, f"{STATE}.tmp"})
+_OF_A_START = frozenset({f"{STATE}.tmp"})
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -81,7 +81,7 @@ class State(_Strict):
     @property
     def complete(self) -> bool:
         """True when every listed file has its row."""
-        return bool(self.segments) and self.position.files == self.total
+        return bool(self.segments and self.position.csv) and self.position.files == self.total
 
 
 def load_state(out: Path) -> State | None:
@@ -108,5 +108,5 @@ def save_state(out: Path, state: State) -> None:
 
 
 def holds_only_a_start(out: Path) -> bool:
-    """True if ``out`` is missing, empty, or holds no more than a run leaves that was killed while it listed files."""
+    """True if ``out`` is missing, empty, or holds no more than a run leaves that was killed in its first moment."""
     return not out.exists() or (out.is_dir() and {entry.name for entry in out.iterdir()} <= _OF_A_START)

@@ -38,6 +38,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(photos: Path, bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an undisturbed run in batches of four."""
+    return finish(photos, bundle, tmp_path_factory.mktemp("whole") / "out", "--batch-size", "4")
+
+
 def start(photos: Path, bundle: ModelBundle, out: Path, *options: str) -> subprocess.Popen[str]:
     command = [*COMMAND, str(photos), "--bundle", str(bundle.path), "--out", str(out), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
@@ -77,18 +83,16 @@ def test_killed_at_any_moment(photos: Path, bundle: ModelBundle, tmp_path: Path,
     assert finish(photos, bundle, tmp_path / "out", "--resume") == whole
 
 
-def test_killed_before_the_first_row(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
-    whole = finish(photos, bundle, tmp_path / "whole")
+def test_killed_before_the_first_row(photos: Path, bundle: ModelBundle, tmp_path: Path, whole: dict[str, bytes]) -> None:
     for delay in (0.0, 0.1, 0.2, 0.3, 0.4, 0.6):
-        process = start(photos, bundle, tmp_path / "out", "--resume")
+        process = start(photos, bundle, tmp_path / "out", "--batch-size", "4", "--resume")
         time.sleep(delay)
         send(process, signal.SIGKILL)
-    assert finish(photos, bundle, tmp_path / "out", "--resume") == whole
+    assert finish(photos, bundle, tmp_path / "out", "--batch-size", "4", "--resume") == whole
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(photos: Path, bundle: ModelBundle, tmp_path: Path, number: int) -> None:
-    whole = finish(photos, bundle, tmp_path / "whole", "--batch-size", "4")
+def test_interrupted(photos: Path, bundle: ModelBundle, tmp_path: Path, whole: dict[str, bytes], number: int) -> None:
     process = start(photos, bundle, tmp_path / "out", "--batch-size", "4", "--json")
     wait_for_rows(process, tmp_path / "out", len(whole["scores.csv"]) // 4)
     stdout, stderr = send(process, number)
@@ -103,8 +107,7 @@ def test_interrupted(photos: Path, bundle: ModelBundle, tmp_path: Path, number: 
     assert finish(photos, bundle, tmp_path / "out", "--resume") == whole
 
 
-def test_full_disk_is_one_line_and_resumable(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
-    whole = finish(photos, bundle, tmp_path / "whole", "--batch-size", "4")
+def test_full_disk_is_one_line_and_resumable(photos: Path, bundle: ModelBundle, tmp_path: Path, whole: dict[str, bytes]) -> None:
     limit = len(whole["scores.jsonl"]) // 2
     command = [*COMMAND, str(photos), "--bundle", str(bundle.path), "--out", str(tmp_path / "out"), "--batch-size", "4"]
     answer = subprocess.run(

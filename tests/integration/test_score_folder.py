@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +68,32 @@ def contents(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in FILES}
 
 
-def stop_after(chunks: int) -> Callable[[], bool]:
-    """Asks to stop when so many chunks are done."""
-    left = iter(range(chunks))
-    return lambda: next(left, None) is None
+class Told(Silent):
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def score_chunks(
+    chunks: int, photos: Path, bundle: ModelBundle, out: Path, request: Request | None = None, resume: bool = False
+) -> Outcome:
+    """A run that is asked to stop when so many chunks are done."""
+    done: list[int] = []
+
+    class Count(Silent):
+        def begin(self, total: int, before: int) -> None:
+            done.append(0)
+
+        def advance(self, files: int) -> None:
+            done[0] += 1
+
+    return score_folder(
+        photos, bundle.path, out, request, resume=resume, reporter=Count(), should_stop=lambda: bool(done) and done[0] >= chunks
+    )
 
 
 def test_odd_files_are_one_row_each(odd_photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
@@ -153,7 +174,7 @@ def test_stopped_anywhere_and_resumed_is_the_same(photos: Path, bundle: ModelBun
     score_folder(photos, bundle.path, tmp_path / "whole", request_)
     for chunks in range(7):
         out = tmp_path / f"stopped{chunks}"
-        stopped = score_folder(photos, bundle.path, out, request_, should_stop=stop_after(chunks))
+        stopped = score_chunks(chunks, photos, bundle, out, request_)
         assert (stopped.complete, stopped.done) == (chunks == 6, min(24, 4 * chunks))
         assert (out / "summary.json").exists() == stopped.complete
         resumed = score_folder(photos, bundle.path, out, resume=True, workers=1)
@@ -163,9 +184,9 @@ def test_stopped_anywhere_and_resumed_is_the_same(photos: Path, bundle: ModelBun
 
 def test_one_chunk_per_resume_is_the_same(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
     score_folder(photos, bundle.path, tmp_path / "whole", Request(batch_size=3, shots=30))
-    outcome = score_folder(photos, bundle.path, tmp_path / "out", Request(batch_size=3, shots=30), should_stop=stop_after(1))
+    outcome = score_chunks(1, photos, bundle, tmp_path / "out", Request(batch_size=3, shots=30))
     while not outcome.complete:
-        outcome = score_folder(photos, bundle.path, tmp_path / "out", resume=True, should_stop=stop_after(1))
+        outcome = score_chunks(1, photos, bundle, tmp_path / "out", resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -208,18 +229,17 @@ def test_lost_summary_is_written_again(photos: Path, bundle: ModelBundle, tmp_pa
 def test_new_files_come_after_the_recorded_ones(photos: Path, bundle: ModelBundle, tmp_path: Path, done: int) -> None:
     told = Told()
     request = Request(batch_size=4)
-    score_folder(photos, bundle.path, tmp_path / "out", request, should_stop=stop_after(done))
+    score_chunks(done, photos, bundle, tmp_path / "out", request)
     make_image(photos / "aaa.png", 50)
     make_image(photos / "wall1" / "zzz.png", 51)
-    score_folder(photos, bundle.path, tmp_path / "out", resume=True, reporter=told, should_stop=stop_after(6))
-    outcome = score_folder(photos, bundle.path, tmp_path / "out", resume=True)
+    outcome = score_folder(photos, bundle.path, tmp_path / "out", resume=True, reporter=told)
     assert [row["path"] for row in rows_of(tmp_path / "out")][23:] == ["aaa.png", "wall1/zzz.png"]
     assert (outcome.complete, outcome.done, outcome.summary["images"]) == (True, 25, 25)
     assert told.notes == ["2 images are new in the folder since it was listed; they are scored after the others"]
 
 
 def test_vanished_files_become_error_rows(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
-    score_folder(photos, bundle.path, tmp_path / "out", Request(batch_size=4), should_stop=stop_after(1))
+    score_chunks(1, photos, bundle, tmp_path / "out", Request(batch_size=4))
     (photos / "wall2" / "020.png").unlink()
     os.mkfifo(photos / "wall2" / "020.png")
     (photos / "wall2" / "017.png").unlink()
@@ -232,7 +252,7 @@ def test_vanished_files_become_error_rows(photos: Path, bundle: ModelBundle, tmp
 
 def test_other_options_folder_or_bundle_are_refused(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    score_folder(photos, bundle.path, out, Request(batch_size=4), should_stop=stop_after(1))
+    score_chunks(1, photos, bundle, out, Request(batch_size=4))
     before = (out / "state.json").read_bytes()
     with pytest.raises(ConfigError, match=r"backend \(recorded: statevector, now: aer\), shots \(recorded: none, now: 9\)"):
         score_folder(photos, bundle.path, out, Request(backend="aer", shots=9), resume=True)
@@ -262,7 +282,7 @@ def test_output_folder_must_be_ones_own(photos: Path, bundle: ModelBundle, tmp_p
 
 def test_output_inside_the_folder_is_not_scored(photos: Path, bundle: ModelBundle) -> None:
     out = photos / "results"
-    assert score_folder(photos, bundle.path, out, Request(batch_size=5), should_stop=stop_after(2)).done == 10
+    assert score_chunks(2, photos, bundle, out, Request(batch_size=5)).done == 10
     make_image(out / "overlay.png")
     assert score_folder(photos, bundle.path, out, resume=True).done == 23
 
@@ -272,28 +292,36 @@ def test_nothing_is_left_by_a_run_that_could_not_start(photos: Path, bundle: Mod
         score_folder(photos, bundle.path, tmp_path / "out", Request(shots=10**9))
     with pytest.raises(InputError):
         score_folder(tmp_path / "missing", bundle.path, tmp_path / "out")
-    assert not (tmp_path / "out" / "scores.csv").exists()
-    assert score_folder(photos, bundle.path, tmp_path / "out", resume=True).complete
+    assert not (tmp_path / "out").exists()
 
 
 def test_resume_where_nothing_was_started_starts(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
     score_folder(photos, bundle.path, tmp_path / "whole")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "listing.nul").write_bytes(b"wall0/000.png\0wall")
+    (tmp_path / "out" / "state.json.tmp").write_bytes(b"{")
     assert score_folder(photos, bundle.path, tmp_path / "out", resume=True).resumed_at == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_stop_while_listing_can_be_resumed(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
-    stopped = score_folder(photos, bundle.path, tmp_path / "out", should_stop=lambda: True)
+    request = Request(batch_size=3, shots=11)
+    stopped = score_folder(photos, bundle.path, tmp_path / "out", request, should_stop=lambda: True)
     assert (stopped.complete, stopped.done) == (False, 0)
     assert score_folder(photos, bundle.path, tmp_path / "out", resume=True).complete
+    score_folder(photos, bundle.path, tmp_path / "whole", request)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_empty_folder_and_folder_of_failures(bundle: ModelBundle, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     outcome = score_folder(tmp_path / "empty", bundle.path, tmp_path / "none")
     assert (outcome.complete, outcome.done, outcome.failures, rows_of(tmp_path / "none")) == (True, 0, 0, [])
+    assert score_folder(tmp_path / "empty", bundle.path, tmp_path / "none", resume=True).complete
+    killed_while_listing = {**json.loads((tmp_path / "none" / "state.json").read_text()), "segments": [], "position": {}}
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "state.json").write_text(json.dumps(killed_while_listing))
+    assert score_folder(tmp_path / "empty", bundle.path, tmp_path / "later", resume=True).complete
+    assert contents(tmp_path / "later") == contents(tmp_path / "none")
     (tmp_path / "empty" / "a.png").touch()
     outcome = score_folder(tmp_path / "empty", bundle.path, tmp_path / "bad")
     assert (outcome.done, outcome.failures, outcome.summary["executions"]) == (1, 1, [])
@@ -311,7 +339,7 @@ def test_more_than_two_labels(photos: Path, tmp_path: Path) -> None:
 
 def test_versions_that_changed_are_told(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
     told = Told()
-    score_folder(photos, bundle.path, tmp_path / "out", Request(batch_size=4), should_stop=stop_after(1))
+    score_chunks(1, photos, bundle, tmp_path / "out", Request(batch_size=4))
     state = json.loads((tmp_path / "out" / "state.json").read_text())
     state["versions"]["pillow"] = "1.0"
     (tmp_path / "out" / "state.json").write_text(json.dumps(state))
@@ -326,13 +354,3 @@ def test_answer_holds_plain_values(odd_photos: Path, bundle: ModelBundle, tmp_pa
     assert answer["images_per_second"] > 0
     assert Path(answer["files"]["scores.csv"]).is_file()
     assert {key: answer[key] for key in outcome.summary} == outcome.summary == json.loads((tmp_path / "out" / "summary.json").read_text())
-
-
-class Told(Silent):
-    """Keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)

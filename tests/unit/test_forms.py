@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_the_cut_of_the_stream_does_not_matter(images: list[bytes], cuts: list[i
     images = [image.replace(b"\r\n--cut-here", b"") + tricky.removesuffix(b"\r\n--cut-here") for image in images]
     body = form(field_part("seed", "7"), *(file_part(image) for image in images))
     places = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
-    parts = read(body[a:b] for a, b in zip(places, places[1:], strict=False))
+    parts = read(body[a:b] for a, b in itertools.pairwise(places))
     assert [(part.name, part.filename) for part in parts] == [("seed", None)] + [("image", "a.png")] * len(images)
     assert [bytes(part.data) for part in parts] == [b"7", *images]
 
@@ -107,7 +108,10 @@ class TestReadParts:
     multipart = "multipart/form-data; boundary=cut-here"
 
     def test_a_good_form(self) -> None:
-        assert [part.name for part in read_async(form(file_part(b"x"), field_part("seed", "1")), content_type=self.multipart)] == ["image", "seed"]
+        assert [part.name for part in read_async(form(file_part(b"x"), field_part("seed", "1")), content_type=self.multipart)] == [
+            "image",
+            "seed",
+        ]
 
     @pytest.mark.parametrize("kind", [None, "", "application/json", "image/png", "multipart/mixed; boundary=cut-here", "multipart"])
     def test_other_types_are_refused(self, kind: str | None) -> None:

@@ -42,7 +42,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def score(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return CliRunner(env={"COLUMNS": "200"}).invoke(main, [str(argument) for argument in arguments])
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
@@ -62,7 +62,7 @@ def test_help_names_every_option_and_exit_code() -> None:
         assert any(name in text for name in parameter.opts) or parameter.name == "folder"
         assert parameter.name == "folder" or getattr(parameter, "help", None)
     for code in ("0 ", "1 ", "2 ", "3 ", "4 ", "130 "):
-        assert f"\n  {code}" in text
+        assert f"\n    {code}" in text
     assert score("--version").stdout == f"hqtl-score, version {__version__}\n"
 
 
@@ -151,11 +151,11 @@ def test_signal_stops_after_the_chunk_and_tells_how_to_go_on(
 ) -> None:
     before = signal.getsignal(number)
     monkeypatch.setattr(Lines, "begin", lambda self, total, done: os.kill(os.getpid(), number))
-    answer = score(photos, "--bundle", bundle.path, "--out", tmp_path / "a b", "--json")
+    answer = score(photos, "--bundle", bundle.path, "--out", tmp_path / "a b", "--shots", "9", "--json")
     monkeypatch.undo()
     assert answer.exit_code == 130
     assert json.loads(answer.stdout)["complete"] is False
-    assert f"go on with: hqtl-score {photos} --bundle {bundle.path} --out '{tmp_path}/a b' --resume" in answer.stderr
+    assert f"go on with: hqtl-score {photos} --bundle {bundle.path} --out '{tmp_path}/a b' --shots 9 --resume --json\n" in answer.stderr
     assert signal.getsignal(number) is before
     assert score(photos, "--bundle", bundle.path, "--out", tmp_path / "a b", "--resume").exit_code == 0
 

@@ -179,7 +179,7 @@ def test_unusable_state_is_an_error_that_names_it(tmp_path: Path, content: bytes
 def test_unfinished_start_is_recognised(tmp_path: Path) -> None:
     assert load_state(tmp_path / "missing") is None
     assert holds_only_a_start(tmp_path / "missing")
-    (tmp_path / "listing.nul").touch()
+    (tmp_path / "state.json.tmp").touch()
     assert holds_only_a_start(tmp_path)
     (tmp_path / "thesis.pdf").touch()
     assert not holds_only_a_start(tmp_path)

@@ -1,0 +1,297 @@
+"""``bentoml serve`` and ``bentoml build`` as an operator runs them: real processes, real HTTP on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import yaml
+from PIL import Image
+
+from hqtl_common import HybridClassifier, ModelBundle, get_backend
+from tests.tiny import tiny_bundle
+
+ROOT = Path(__file__).parents[2]
+BENTOML = Path(sys.executable).with_name("bentoml")
+START_S = 120
+HTTP = httpx.Client(trust_env=False, timeout=120)
+
+
+def environment(home: Path, **variables: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HQTL_", "BENTOML_", "PROMETHEUS_"))}
+    home.mkdir(exist_ok=True)
+    return {**clean, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", **variables}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Served:
+    """A running ``bentoml serve``; whatever happens, nothing of it is left behind."""
+
+    def __init__(self, folder: Path, *arguments: str, cwd: Path = ROOT, **variables: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"serve-{self.port}.log"
+        with self.log.open("wb") as log:
+            self.process = psutil.Popen(
+                [str(BENTOML), "serve", *arguments, "--port", str(self.port)],
+                cwd=cwd,
+                env=environment(folder / f"home-{self.port}", **variables),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def wait_ready(self) -> None:
+        limit = time.monotonic() + START_S
+        while time.monotonic() < limit and self.process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if HTTP.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.1)
+        pytest.fail(f"the service did not become ready:\n{self.log.read_text()}")
+
+    def worker(self) -> psutil.Process:
+        (worker,) = [child for child in self.process.children(recursive=True) if "_bentoml_impl.worker.service" in child.cmdline()]
+        return worker
+
+    def predict(self, *files: bytes, **fields: Any) -> httpx.Response:
+        parts = [("image", (f"{k}.png", data)) for k, data in enumerate(files)]
+        return HTTP.post(f"{self.url}/v1/predict", files=parts, data={k: str(v) for k, v in fields.items()})
+
+    def stop(self) -> None:
+        family = [self.process, *self.process.children(recursive=True)] if self.process.is_running() else []
+        if self.process.poll() is None:
+            self.process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=10)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    running: list[Served] = []
+
+    def start(*arguments: str, **options: Any) -> Served:
+        running.append(Served(tmp_path, *arguments, **options))
+        return running[-1]
+
+    yield start
+    for service in running:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def service(bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Plain ``bentoml serve`` in the root of the repository."""
+    served = Served(tmp_path_factory.mktemp("serve"), HQTL_BUNDLE=str(bundle.path))
+    try:
+        served.wait_ready()
+        yield served
+    finally:
+        served.stop()
+
+
+def photo(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((50, 40)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def probabilities(answer: httpx.Response) -> list[dict[str, float]]:
+    assert answer.status_code == 200, answer.text
+    return [prediction["probabilities"] for prediction in answer.json()["predictions"]]
+
+
+def library(bundle: ModelBundle, *files: bytes, backend: str = "statevector", **options: Any) -> list[dict[str, float]]:
+    with HybridClassifier(bundle, get_backend(backend, **options)) as classifier:
+        return [prediction.probabilities for prediction in classifier.predict_many(files)]
+
+
+class TestFromTheRepository:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"shots": 100, "seed": 3},
+            {"backend": "pennylane:default.qubit"},
+            {"backend": "pennylane:default.qubit", "shots": 100, "seed": 3},
+            {"backend": "aer", "seed": 3},
+        ],
+    )
+    def test_answers_are_the_librarys(self, service: Served, bundle: ModelBundle, options: dict[str, Any]) -> None:
+        files = [photo(seed) for seed in range(3)]
+        for answer, expected in zip(probabilities(service.predict(*files, **options)), library(bundle, *files, **options), strict=True):
+            assert answer == pytest.approx(expected, abs=1e-9)
+
+    @pytest.mark.parametrize(
+        ("files", "fields", "status"),
+        [
+            ([b"text"], {}, 415),
+            ([photo(0)[:60]], {}, 422),
+            ([photo(0)], {"shots": -1}, 422),
+            ([photo(0)], {"backend": "pennylane:x"}, 403),
+            ([], {}, 415),
+        ],
+    )
+    def test_errors_are_the_envelope(self, service: Served, files: list[bytes], fields: dict[str, Any], status: int) -> None:
+        answer = service.predict(*files, **fields)
+        assert (answer.status_code, list(answer.json())) == (status, ["error"])
+
+    def test_other_routes(self, service: Served, bundle: ModelBundle) -> None:
+        assert HTTP.get(f"{service.url}/v1/model").json()["labels"] == list(bundle.labels)
+        assert HTTP.get(f"{service.url}/v1/backends").json()["default"] == "statevector"
+        assert [HTTP.get(f"{service.url}{path}").status_code for path in ("/livez", "/readyz", "/metrics", "/")] == [200] * 4
+        nowhere = HTTP.get(f"{service.url}/static_content/index.css")
+        assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "not_found")
+
+    def test_an_upload_that_is_refused_early_is_answered(self, service: Served) -> None:
+        answer = service.predict(bytes(20 * 2**20))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+    def test_it_listens_on_loopback_only(self, service: Served) -> None:
+        family = [service.process, *service.process.children(recursive=True)]
+        listening = {c.laddr.ip for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        assert listening == {"127.0.0.1"}
+
+    def test_the_worker_holds_no_torch(self, service: Served) -> None:
+        for backend in ("statevector", "pennylane:default.qubit", "aer"):
+            assert service.predict(photo(0), backend=backend).status_code == 200
+        mapped = Path(f"/proc/{service.worker().pid}/maps").read_text()
+        assert "onnxruntime" in mapped
+        assert "torch" not in mapped
+
+    def test_the_log_holds_no_traceback_and_no_name_of_a_file(self, service: Served) -> None:
+        service.predict(photo(0), b"text")
+        log = service.log.read_text()
+        assert "path=/v1/predict" in log
+        assert "Traceback" not in log
+        assert "0.png" not in log
+
+
+def test_sigterm_lets_work_in_progress_finish(serve: Callable[..., Served], bundle: ModelBundle) -> None:
+    service = serve(HQTL_BUNDLE=str(bundle.path))
+    service.wait_ready()
+    answers: list[httpx.Response] = []
+    request = threading.Thread(target=lambda: answers.append(service.predict(photo(0), backend="pennylane:default.qubit")))
+    request.start()
+    time.sleep(0.3)  # importing PennyLane takes longer
+    assert not answers
+    family = service.process.children(recursive=True)
+    service.process.send_signal(signal.SIGTERM)
+    request.join(60)
+    assert [answer.status_code for answer in answers] == [200]
+    assert service.process.wait(60) == 0
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert "Traceback" not in service.log.read_text()
+
+
+def run_to_the_end(home: Path, *arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [str(BENTOML), "serve", *arguments, "--port", str(free_port())]
+    return subprocess.run(command, cwd=cwd, env=environment(home, **variables), capture_output=True, text=True, timeout=START_S)
+
+
+class TestItDoesNotStart:
+    def one_line(self, result: subprocess.CompletedProcess[str]) -> str:
+        assert result.returncode == 1
+        (line,) = (result.stdout + result.stderr).splitlines()
+        return line
+
+    def test_without_a_bundle(self, tmp_path: Path) -> None:
+        assert self.one_line(run_to_the_end(tmp_path / "home")).startswith("hqtl service: HQTL_BUNDLE is not set; ")
+
+    @pytest.mark.parametrize("service", [".", "serving.service:HybridService"])
+    def test_with_a_changed_bundle(self, tmp_path: Path, service: str) -> None:
+        folder = tiny_bundle(tmp_path / "bundle").path
+        data = bytearray((folder / "backbone.onnx").read_bytes())
+        data[40] ^= 1
+        (folder / "backbone.onnx").write_bytes(data)
+        line = self.one_line(run_to_the_end(tmp_path / "home", service, HQTL_BUNDLE=str(folder)))
+        assert line.startswith("hqtl service: backbone.onnx of the bundle ")
+
+    def test_with_a_manifest_that_is_not_one(self, tmp_path: Path) -> None:
+        (tmp_path / "manifest.json").write_text("{}")
+        assert "manifest.json" in self.one_line(run_to_the_end(tmp_path / "home", HQTL_BUNDLE=str(tmp_path)))
+
+    def test_with_a_wrong_setting(self, tmp_path: Path, bundle: ModelBundle) -> None:
+        line = self.one_line(run_to_the_end(tmp_path / "home", HQTL_BUNDLE=str(bundle.path), HQTL_BACKENDS="statevector,magic"))
+        assert line.startswith("hqtl service: HQTL_BACKENDS must be ")
+
+
+def test_a_worker_that_finds_the_bundle_changed_ends_it_all(serve: Callable[..., Served], tmp_path: Path) -> None:
+    folder = tiny_bundle(tmp_path / "bundle").path
+    service = serve(HQTL_BUNDLE=str(folder))
+    service.wait_ready()
+    (folder / "MODEL_CARD.md").write_text("other")
+    service.worker().kill()  # BentoML starts another one within ten seconds
+    service.process.wait(60)
+    log = service.log.read_text()
+    assert log.count("hqtl service: MODEL_CARD.md of the bundle ") == 1
+    assert "Traceback" not in log
+
+
+@pytest.fixture(scope="module")
+def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bento built from the repository."""
+    home = tmp_path_factory.mktemp("bentoml")
+    command = [str(BENTOML), "build", "--output", "tag"]
+    subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=300, check=True)
+    (folder,) = [path.parent for path in (home / "bentos" / "hqtl").glob("*/bento.yaml")]
+    return folder
+
+
+class TestBento:
+    def test_it_holds_the_service_and_nothing_of_training(self, bento: Path) -> None:
+        held = {path.relative_to(bento / "src").as_posix() for path in (bento / "src").rglob("*") if path.is_file()}
+        expected = {path.relative_to(ROOT).as_posix() for package in ("serving", "hqtl_common") for path in (ROOT / package).rglob("*.py")}
+        assert held == expected | {"pyproject.toml", "LICENSE", "bentofile.yaml"}
+
+    def test_its_packages_are_those_of_the_project_without_training(self, bento: Path) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        extras = project["optional-dependencies"]
+        listed = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["python"]["packages"]
+        assert listed == [*project["dependencies"], *extras["serve"], *extras["quantum"]]
+        requirements = set((bento / "env/python/requirements.txt").read_text().split())
+        assert requirements == set(listed)
+        assert not any("torch" in requirement for requirement in requirements)
+
+    def test_it_serves_with_no_repository_around_it(self, serve: Callable[..., Served], bento: Path, tmp_path: Path) -> None:
+        copy = Path(shutil.copytree(bento, tmp_path / "bento"))
+        marked = copy / "src" / "hqtl_common" / "__init__.py"
+        marked.write_text(re.sub(r'__version__ = ".*"', '__version__ = "of the bento"', marked.read_text()))
+        bundle = tiny_bundle(tmp_path / "elsewhere" / "bundle")
+        service = serve(str(copy), cwd=tmp_path / "elsewhere", HQTL_BUNDLE="bundle")
+        service.wait_ready()
+        (answer,) = probabilities(service.predict(photo(1)))
+        assert answer == pytest.approx(library(bundle, photo(1))[0], abs=1e-9)
+        assert HTTP.get(f"{service.url}/").json()["version"] == "of the bento"
+
+    def test_it_does_not_start_without_a_bundle(self, bento: Path, tmp_path: Path) -> None:
+        result = run_to_the_end(tmp_path / "home", str(bento), cwd=tmp_path)
+        (line,) = result.stderr.splitlines()
+        assert result.returncode == 1
+        assert line.startswith("hqtl service: HQTL_BUNDLE is not set; ")
