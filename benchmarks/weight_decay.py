@@ -34,11 +34,12 @@ def main(data: tuple[Path, ...], seeds: int, epochs: int, decays: tuple[float, .
     for folder in data:
         for decay in decays:
             pairs = [
-                accuracies(FitConfig(data=folder, group_by="source", seed=seed, epochs=epochs, weight_decay=decay))
-                for seed in range(seeds)
+                accuracies(FitConfig(data=folder, group_by="source", seed=seed, epochs=epochs, weight_decay=decay)) for seed in range(seeds)
             ]
             ours, reference = (statistics.mean(column) for column in zip(*pairs, strict=True))
-            click.echo(f"{folder.name}: weight decay {decay:g}: test accuracy {ours:.4f} (logistic regression {reference:.4f}), {seeds} seeds")
+            click.echo(
+                f"{folder.name}: weight decay {decay:g}: test accuracy {ours:.4f} (logistic regression {reference:.4f}), {seeds} seeds"
+            )
 
 
 if __name__ == "__main__":

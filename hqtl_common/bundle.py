@@ -130,7 +130,7 @@ class ModelBundle:
                 (staging / name).write_bytes(data)
             cls.load(staging)
             staging.chmod(0o755)
-            os.replace(staging, target)
+            staging.replace(target)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise

@@ -104,10 +104,7 @@ def preprocess(
     if image.size != (spec.size, spec.size):
         image = image.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
     unit = np.asarray(image, dtype=np.float32)
-    if image.mode == "RGB":
-        unit = unit / np.float32(255)
-    else:
-        unit = np.repeat(unit[:, :, None], 3, axis=2)
+    unit = unit / np.float32(255) if image.mode == "RGB" else np.repeat(unit[:, :, None], 3, axis=2)
     normalised = (unit - np.asarray(spec.mean, dtype=np.float32)) / np.asarray(spec.std, dtype=np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 

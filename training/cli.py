@@ -111,7 +111,9 @@ def fit(out: Path | None, cache_dir: Path | None, verbose: bool, resume: str | N
     if as_json:
         click.echo(json.dumps({"run": str(path), **result}))
     else:
-        _print_fit(path, result)
+        from training.tables import print_fit
+
+        print_fit(path, result)
 
 
 @main.command()
@@ -159,8 +161,10 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(result))
     else:
-        _print_figures({f"{result['subset']} ({result['num_images']} images)": result})
-        _print_confusion(result)
+        from training.tables import print_confusion, print_figures
+
+        print_figures({f"{result['subset']} ({result['num_images']} images)": result})
+        print_confusion(result)
     return _PARTLY if result["errors"] else _OK
 
 
@@ -268,41 +272,6 @@ def _run_and_config(out: Path | None, resume: str | None, options: dict[str, Any
             raise ConfigError(f"--resume without DATA takes every option from the run; leave out {', '.join(sorted(given))}")
         return path, None
     return path, FitConfig.parse(given)
-
-
-def _print_fit(path: Path, result: dict[str, Any]) -> None:
-    rows = {name: result[key] for name, key in (("validation", "val"), ("test", "test"))}
-    _print_figures({**rows, "test, logistic regression": result["logistic_regression"]})
-    _print_confusion(result["test"])
-    click.echo(f"best epoch {result['best_epoch']} of {result['epochs']}; {path / 'curves.png'}, {path / 'confusion.png'}")
-
-
-def _print_figures(rows: dict[str, dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from training.console import STDOUT
-
-    columns = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "loss")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in ("accuracy", "95 % interval", *(name.replace("_", " ") for name in columns[1:])):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, figures in rows.items():
-        low, high = figures["accuracy_interval"]
-        cells = ["–" if figures[column] is None else f"{figures[column]:.3f}" for column in columns]
-        table.add_row(name, cells[0], f"{low:.3f} – {high:.3f}", *cells[1:])
-    STDOUT.print(table)
-
-
-def _print_confusion(figures: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from training.console import STDOUT
-
-    table = Table("truth \\ answer", *figures["labels"], box=None, pad_edge=False)
-    for label, row in zip(figures["labels"], figures["confusion"], strict=True):
-        table.add_row(label, *(str(count) for count in row))
-    STDOUT.print(table)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 from hqtl_common.backends.base import Backend
-from hqtl_common.backends.registry import get_backend
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.classifier import HybridClassifier, softmax
 from hqtl_common.errors import ConfigError, InputError
 from hqtl_common.records import ExecutionRecord, InferenceBatch
-from training.backbones import load_backbone
+from training.backbones import Backbone, load_backbone
 from training.config import FitConfig
 from training.console import progress_bar, say, warn
 from training.data import SPLIT_NAMES, ImageDataset, Sample
 from training.decode import decode_batches
 from training.features import BATCH_SIZE
+from training.head import make_backend
 from training.metrics import classification_metrics
 from training.model import HybridModel, build_model
 from training.prepare import SourceData, compute_features, pick_device, read_source, split_source
@@ -58,31 +58,36 @@ class TrainedRun:
         config: Options of the run.
         data: What ``data.json`` holds.
         result: What ``result.json`` holds.
+        backbone: The network whose features the model was trained on.
         model: With the best epoch's values, its head exact.
     """
 
     config: FitConfig
     data: dict[str, Any]
     result: dict[str, Any]
+    backbone: Backbone
     model: HybridModel
 
 
-def load_run(path: Path, feature_width: int) -> TrainedRun:
-    """The best model of a finished run.
+def load_run(path: Path) -> TrainedRun:
+    """The best model of a finished run, and its backbone.
 
     Args:
         path: The run folder.
-        feature_width: F of its backbone.
 
     Raises:
         InputError: Not a run, or one that has not finished.
+        ConfigError: The weights of the backbone cannot be had or changed since the run.
     """
     run = RunFolder(path)
     config, data, result, checkpoint = run.config(), run.data(), run.result(), run.load_checkpoint()
     if data is None or result is None or checkpoint is None:
         raise InputError(f"the run {str(path)!r} has not finished; finish it with: hqtl-train fit --resume {path}")
-    model = build_model(feature_width, len(data["labels"]), config.head_spec, state=checkpoint.part("best"))
-    return TrainedRun(config, data, result, model.eval())
+    backbone = load_backbone(config.backbone, config.weights, config.seed)
+    if backbone.digest != data["backbone_sha256"]:
+        raise ConfigError(f"the weights {config.weights!r} of {config.backbone} changed since the run; restore them or train again")
+    model = build_model(backbone.feature_width, len(data["labels"]), config.head_spec, state=checkpoint.part("best"))
+    return TrainedRun(config, data, result, backbone, model.eval())
 
 
 def evaluate(
@@ -116,22 +121,22 @@ def evaluate(
         InputError: The model or the folder cannot be used.
         BackendError: The head could not be run.
     """
-    engine = get_backend(backend, shots=shots, seed=seed)
+    engine = make_backend(backend, shots, seed)
+    if engine.shots is not None and engine.seed is None:
+        warn(f"{backend} draws without a seed: another run gives other samples")
     trained: _RunJudge | _BundleJudge = _RunJudge(model, cache_folder, device, verbose) if is_run(model) else _BundleJudge(model)
     source = read_source(folder)
     name, indices = _choose(source, trained, subset)
     chosen = _restrict(source, indices)
+    truth = _truth(chosen.dataset, trained.labels)
     say(f"evaluating {len(indices)} images ({name}) with the head on {backend}")
     answers = trained.answer(chosen, engine)
     engine.close()
-    for position, message in answers.errors.items():
-        warn(f"left out {chosen.dataset.samples[position].relative}: {message}")
-    truth = _truth(chosen.dataset, trained.labels)[answers.positions]
     return {
         "model": str(model),
         "data": str(folder),
         "subset": name,
-        **classification_metrics(truth, answers.probabilities, trained.labels, trained.positive, trained.threshold),
+        **classification_metrics(truth[answers.positions], answers.probabilities, trained.labels, trained.positive, trained.threshold),
         "errors": [{"path": chosen.dataset.samples[i].relative, "error": message} for i, message in answers.errors.items()],
         "execution": answers.execution.to_dict(),
     }
@@ -141,27 +146,27 @@ class _RunJudge:
     """Answers through torch, features from the cache."""
 
     def __init__(self, path: Path, cache_folder: Path, device: str, verbose: bool) -> None:
-        config = RunFolder(path).config()
-        self._backbone = load_backbone(config.backbone, config.weights, config.seed)
-        self._run = load_run(path, self._backbone.feature_width)
+        self._run = load_run(path)
+        config = self._run.config
         self._cache_folder, self._device, self._verbose = cache_folder, device, verbose
         self.labels: list[str] = self._run.data["labels"]
         self.positive: str = self._run.result["positive"]
         self.threshold: float | None = 0.5 if len(self.labels) == 2 else None
         self.recipe = (config.split, config.group_by, config.seed)
         self.data_sha256: str = self._run.data["data_sha256"]
+        self.split_sha256: str = self._run.data["split_sha256"]
 
     @torch.no_grad()
     def answer(self, source: SourceData, backend: Backend) -> Answers:
         spec = self._run.config.preprocess_spec
         device = pick_device(self._device)
-        table = compute_features(source, self._backbone, spec, self._cache_folder, device, verbose=self._verbose)
+        table = compute_features(source, self._run.backbone, spec, self._cache_folder, device, verbose=self._verbose)
         positions = [i for i in range(len(source.hashes)) if i not in table.errors]
         model = self._run.model
         angles = model.pre_net(torch.from_numpy(table.features[positions])).numpy()
         answer = backend.run(model.head.spec, model.head.weights.numpy(), angles)
         logits = model.post_net(torch.from_numpy(answer.expvals)).numpy()
-        return Answers(positions, softmax(logits), answer.record, {})
+        return Answers(positions, softmax(logits), answer.record, table.errors)
 
 
 class _BundleJudge:
@@ -175,6 +180,7 @@ class _BundleJudge:
         self.threshold: float | None = manifest.threshold if len(self.labels) == 2 else None
         self.recipe = (manifest.split.recipe, manifest.split.group_by, manifest.split.seed)
         self.data_sha256: str = manifest.training.get("data_sha256", "")
+        self.split_sha256: str = manifest.split.sha256
 
     def answer(self, source: SourceData, backend: Backend) -> Answers:
         paths = [sample.path for sample in source.dataset.samples]
@@ -190,6 +196,8 @@ class _BundleJudge:
                 errors |= batch.errors
                 advance(len(batch.positions) + len(batch.errors))
             answer = classifier.run(InferenceBatch(angles=np.concatenate(angles)))
+        for position, message in errors.items():
+            warn(f"left out {source.dataset.samples[position].relative}: {message}")
         assert answer.probabilities is not None
         assert answer.execution is not None
         return Answers(positions, answer.probabilities, answer.execution, errors)
@@ -198,7 +206,8 @@ class _BundleJudge:
 def _choose(source: SourceData, trained: _RunJudge | _BundleJudge, subset: str) -> tuple[str, tuple[int, ...]]:
     if subset not in SUBSETS:
         raise ConfigError(f"subset must be one of {', '.join(SUBSETS)}; got {subset!r}")
-    divided = source.digest == trained.data_sha256 or source.dataset.fixed_split is not None
+    known = source.digest == trained.data_sha256
+    divided = known or source.dataset.fixed_split is not None
     if subset == "auto":
         subset = "test" if divided else "all"
     if subset == "all":
@@ -206,7 +215,12 @@ def _choose(source: SourceData, trained: _RunJudge | _BundleJudge, subset: str) 
     if not divided:
         raise ConfigError(f"{str(source.dataset.root)!r} is not the folder the model was trained on and has no {subset} split; use all")
     recipe, group_by, seed = trained.recipe
-    return subset, split_source(source, recipe, group_by, seed).indices(subset)
+    split = split_source(source, recipe, group_by if known else "none", seed)
+    if known and split.digest(source.dataset) != trained.split_sha256:
+        raise InputError(
+            f"{str(source.dataset.root)!r} is no longer divided as for the training (was patches.csv changed?); restore it, or use --subset all"
+        )
+    return subset, split.indices(subset)
 
 
 def _restrict(source: SourceData, indices: tuple[int, ...]) -> SourceData:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,9 @@ from hqtl_common.classifier import HybridClassifier
 from hqtl_common.errors import ConfigError, ParityError
 from hqtl_common.manifest import BackboneInfo, Manifest, SplitInfo
 from hqtl_common.records import InferenceBatch
-from training.backbones import Backbone, load_backbone
 from training.card import model_card
 from training.evaluate import TrainedRun, load_run
 from training.onnx_export import OPSET, fold_batch_norm, to_onnx
-from training.runs import RunFolder
 
 __all__ = ["LOGIT_TOLERANCE", "Fused", "export_run"]
 
@@ -54,25 +53,24 @@ def export_run(path: Path, target: Path, *, fused: bool = False) -> ModelBundle:
 
     Raises:
         InputError: Not a finished run.
-        ConfigError: The weights of the backbone changed, or ``target`` is not empty.
+        ConfigError: The weights of the backbone changed, ``target`` is not empty, or SOURCE_DATE_EPOCH is no time.
         ParityError: ONNX Runtime gives other logits than torch; nothing is written.
     """
-    config = RunFolder(path).config()
-    backbone = load_backbone(config.backbone, config.weights, config.seed)
-    run = load_run(path, backbone.feature_width)
-    if backbone.digest != run.data["backbone_sha256"]:
-        raise ConfigError(f"the weights {config.weights!r} of {config.backbone} changed since the run; restore them or train again")
-    folded = fold_batch_norm(backbone.network)
-    files = _onnx_files(folded, backbone.feature_width, run, config.preprocess_spec.size, fused=fused)
-    manifest = _manifest(run, backbone)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{str(target)!r} exists already; give another folder or remove it first")
+    run = load_run(path)
+    manifest = _manifest(run)
+    files = _onnx_files(run, fused=fused)
     files["MODEL_CARD.md"] = model_card(manifest, run.result).encode()
-    bundle = ModelBundle.save(target, manifest, run.model.head.weights.detach().numpy(), files)
-    _check_against_torch(bundle, Fused(backbone.network, run.model))
-    return bundle
+    weights = run.model.head.weights.detach().numpy()
+    with tempfile.TemporaryDirectory() as trial:
+        _check_against_torch(ModelBundle.save(Path(trial) / "bundle", manifest, weights, files), Fused(run.backbone.network, run.model))
+    return ModelBundle.save(target, manifest, weights, files)
 
 
-def _onnx_files(folded: nn.Module, width: int, run: TrainedRun, size: int, *, fused: bool) -> dict[str, bytes]:
-    model = run.model
+def _onnx_files(run: TrainedRun, *, fused: bool) -> dict[str, bytes]:
+    model, width, size = run.model, run.backbone.feature_width, run.config.preprocess_spec.size
+    folded = fold_batch_norm(run.backbone.network)
     pixels = torch.zeros(2, 3, size, size)
     expvals = torch.zeros(2, model.head.spec.num_qubits, dtype=torch.float64)
     files = {
@@ -85,8 +83,8 @@ def _onnx_files(folded: nn.Module, width: int, run: TrainedRun, size: int, *, fu
     return files
 
 
-def _manifest(run: TrainedRun, backbone: Backbone) -> Manifest:
-    config, data, result = run.config, run.data, run.result
+def _manifest(run: TrainedRun) -> Manifest:
+    config, data, result, backbone = run.config, run.data, run.result, run.backbone
     training = config.training_record() | {
         "data_sha256": data["data_sha256"],
         "diff_method": result["diff_method"],
@@ -118,7 +116,10 @@ def _manifest(run: TrainedRun, backbone: Backbone) -> Manifest:
 def _source_date() -> str | None:
     """The time that reproducible builds set, or None: a clock in the manifest would make every export differ."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    return None if epoch is None else datetime.datetime.fromtimestamp(int(epoch), datetime.UTC).isoformat()
+    try:
+        return None if epoch is None else datetime.datetime.fromtimestamp(int(epoch), datetime.UTC).isoformat()
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(f"SOURCE_DATE_EPOCH must be seconds since 1970; got {epoch!r}") from error
 
 
 @torch.no_grad()

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from hqtl_common.backends.base import Backend
 from hqtl_common.backends.registry import backend_capabilities, get_backend
 from hqtl_common.circuit import cx_permutation, z_signs
-from hqtl_common.errors import CapabilityError
+from hqtl_common.errors import CapabilityError, ConfigError
 from hqtl_common.shifts import ShiftTable, forward_only, shift_table
 from hqtl_common.specs import HeadSpec
 
-__all__ = ["Head", "QNodeHead", "ShiftHead", "StatevectorHead", "make_head", "resolve_diff_method"]
+__all__ = ["Head", "QNodeHead", "ShiftHead", "StatevectorHead", "make_backend", "make_head", "resolve_diff_method"]
 
-_BACKPROP_DEVICES = ("default.qubit", "default.mixed", "reference.qubit")
+_BACKPROP_DEVICES = ("default.qubit", "default.mixed")
 _ADJOINT_DEVICES = ("default.qubit", "lightning.qubit")
 
 
@@ -38,6 +38,7 @@ class Head(nn.Module):
         super().__init__()
         self.spec = spec
         self.weights = nn.Parameter(weights.detach().clone().to(torch.float64))
+        self.shots: int | None = None  # repetitions that are really made; None = exact
         self.num_rows = 0  # parameter sets evaluated so far on a backend
         self.num_jobs = 0  # executions submitted so far
 
@@ -114,6 +115,7 @@ class ShiftHead(Head):
     def __init__(self, spec: HeadSpec, weights: Tensor, backend: Backend, diff_method: str, seed: int = 0) -> None:
         super().__init__(spec, weights)
         self.backend = backend
+        self.shots = backend.shots
         self.diff_method = diff_method
         self.seed = seed
         self.stream = 0  # advances with every execution, so that noise is drawn anew and yet repeats with the seed
@@ -203,7 +205,23 @@ def make_head(
         if backend == "statevector":
             return StatevectorHead(spec, weights)
         return QNodeHead(spec, weights, backend.partition(":")[2], method)
-    return ShiftHead(spec, weights, get_backend(backend, shots=shots, seed=seed), method, seed)
+    return ShiftHead(spec, weights, make_backend(backend, shots, seed), method, seed)
+
+
+def make_backend(name: str, shots: int | None, seed: int) -> Backend:
+    """A backend with a seed, or without one where its device takes none (its draws do not repeat then).
+
+    Raises:
+        BackendError: See :func:`hqtl_common.backends.registry.get_backend`.
+        ConfigError: Shots or seed out of range.
+    """
+    try:
+        return get_backend(name, shots=shots, seed=seed)
+    except ConfigError:
+        backend = get_backend(name, shots=shots)  # raises again whatever is not about the seed
+        if backend.seed is not None:  # it takes seeds, but not this one
+            raise
+        return backend
 
 
 def _is_legal(backend: str, shots: int | None, method: str) -> bool:

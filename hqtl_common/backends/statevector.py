@@ -81,7 +81,7 @@ def product_state(angles: F64) -> F64:
     """Real amplitudes (R, 2^n) of ⊗ RY(angle_i)·H|0⟩ for angles (R, n) in radians."""
     cos, sin = np.cos(angles / 2), np.sin(angles / 2)
     qubits = np.stack([cos - sin, cos + sin], axis=-1) / np.sqrt(2)
-    state = qubits[:, 0]
+    state: F64 = qubits[:, 0]
     for qubit in range(1, angles.shape[1]):
         state = (state[:, :, None] * qubits[:, qubit, None, :]).reshape(len(angles), 2 ** (qubit + 1))
     return state

@@ -31,7 +31,10 @@ from tests.tiny import tiny_bundle
 ROOT = Path(__file__).parents[2]
 BENTOML = Path(sys.executable).with_name("bentoml")
 START_S = 120
-HTTP = httpx.Client(trust_env=False, timeout=120)
+
+
+def http(method: str, url: str, **options: Any) -> httpx.Response:
+    return httpx.request(method, url, trust_env=False, timeout=120, **options)
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:
@@ -68,7 +71,7 @@ class Served:
         limit = time.monotonic() + START_S
         while time.monotonic() < limit and self.process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
-                if HTTP.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                if http("GET", f"{self.url}/readyz").status_code == 200:
                     return
             time.sleep(0.1)
         pytest.fail(f"the service did not become ready:\n{self.log.read_text()}")
@@ -79,7 +82,7 @@ class Served:
 
     def predict(self, *files: bytes, **fields: Any) -> httpx.Response:
         parts = [("image", (f"{k}.png", data)) for k, data in enumerate(files)]
-        return HTTP.post(f"{self.url}/v1/predict", files=parts, data={k: str(v) for k, v in fields.items()})
+        return http("POST", f"{self.url}/v1/predict", files=parts, data={k: str(v) for k, v in fields.items()})
 
     def stop(self) -> None:
         family = [self.process, *self.process.children(recursive=True)] if self.process.is_running() else []
@@ -163,10 +166,10 @@ class TestFromTheRepository:
         assert (answer.status_code, list(answer.json())) == (status, ["error"])
 
     def test_other_routes(self, service: Served, bundle: ModelBundle) -> None:
-        assert HTTP.get(f"{service.url}/v1/model").json()["labels"] == list(bundle.labels)
-        assert HTTP.get(f"{service.url}/v1/backends").json()["default"] == "statevector"
-        assert [HTTP.get(f"{service.url}{path}").status_code for path in ("/livez", "/readyz", "/metrics", "/")] == [200] * 4
-        nowhere = HTTP.get(f"{service.url}/static_content/index.css")
+        assert http("GET", f"{service.url}/v1/model").json()["labels"] == list(bundle.labels)
+        assert http("GET", f"{service.url}/v1/backends").json()["default"] == "statevector"
+        assert [http("GET", f"{service.url}{path}").status_code for path in ("/livez", "/readyz", "/metrics", "/")] == [200] * 4
+        nowhere = http("GET", f"{service.url}/static_content/index.css")
         assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "not_found")
 
     def test_an_upload_that_is_refused_early_is_answered(self, service: Served) -> None:
@@ -288,7 +291,7 @@ class TestBento:
         service.wait_ready()
         (answer,) = probabilities(service.predict(photo(1)))
         assert answer == pytest.approx(library(bundle, photo(1))[0], abs=1e-9)
-        assert HTTP.get(f"{service.url}/").json()["version"] == "of the bento"
+        assert http("GET", f"{service.url}/").json()["version"] == "of the bento"
 
     def test_it_does_not_start_without_a_bundle(self, bento: Path, tmp_path: Path) -> None:
         result = run_to_the_end(tmp_path / "home", str(bento), cwd=tmp_path)

@@ -208,14 +208,16 @@ def test_exact_answers_have_no_interval(clf: HybridClassifier) -> None:
     assert (prediction.interval, prediction.expval_stds, prediction.execution.shots) == (None, None, None)
 
 
-def test_binary_interval_is_the_one_of_the_logit_difference(bundle: ModelBundle, clf: HybridClassifier) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_binary_interval_is_the_one_of_the_logit_difference(bundle: ModelBundle, tmp_path: Path, temperature: float) -> None:
+    clf = HybridClassifier(changed(bundle, tmp_path / "b", temperature={"default": temperature}))
     batch = clf.run(InferenceBatch(angles=RNG.uniform(-1.5, 1.5, size=(20, 4))), backend=get_backend("statevector", shots=500, seed=1))
     assert batch.logits is not None
     assert batch.expval_covs is not None
     assert batch.intervals is not None
     weight = parameters(bundle, "post_net.onnx")["w"]
-    direction = weight[:, 0] - weight[:, 1]
-    difference = batch.logits[:, 0] - batch.logits[:, 1]
+    direction = (weight[:, 0] - weight[:, 1]) / temperature
+    difference = (batch.logits[:, 0] - batch.logits[:, 1]) / temperature
     deviation = np.sqrt(np.einsum("i,bij,j->b", direction, batch.expval_covs, direction))
     for bound, sign in ((0, -1), (1, 1)):
         expected = 1 / (1 + np.exp(-(difference + sign * 1.959964 * deviation)))

@@ -76,13 +76,10 @@ def test_effective_seed() -> None:
     assert all(isinstance(seed, int) for seed in drawn)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**40)), min_size=2, max_size=30, unique=True))
-def test_seeds_and_streams_never_share_their_noise(pairs: list[tuple[int, int]]) -> None:
+def test_seeds_and_streams_never_share_their_noise() -> None:
+    numbers = [0, 1, 2, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**40]  # a seed of 2³² is no stream 1 of the seed 0
+    pairs = [(seed, stream) for seed in [*numbers, 2**63 - 1] for stream in numbers]
     assert len({tuple(stream_seed(*pair).generate_state(4)) for pair in pairs}) == len(pairs)
-
-
-def test_large_seed_is_no_stream_of_a_small_one() -> None:
-    assert stream_seed(2**32, 0).generate_state(1) != stream_seed(0, 1).generate_state(1)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_default_head_is_the_papers() -> None:
         {"num_qubits": 1},
         {"num_qubits": 17},
         {"num_qubits": 4.0},
-        {"num_qubits": True},
+        {"num_layers": True},
         {"num_layers": 0},
         {"num_layers": "2"},
         {"embedding": "amplitude"},

@@ -1,0 +1,136 @@
+"""Gradient tables against derivatives known in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hqtl_common.errors import ConfigError
+from hqtl_common.shifts import SHIFT_METHODS, ShiftTable, finite_diff, forward_only, parameter_shift, shift_table, spsa
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+class Rotations:
+    """n functions f_i(θ) = Σ_k a_ik · Π_p cos(b_ikp·θ_p + c_ikp) with b in {0, 1}: what ⟨Z_i⟩ is in angles of rotations."""
+
+    def __init__(self, seed: int, num_parameters: int, num_values: int = 3, num_terms: int = 4) -> None:
+        rng = np.random.default_rng(seed)
+        self.factors = rng.normal(size=(num_values, num_terms))
+        self.present = rng.integers(0, 2, size=(num_values, num_terms, num_parameters))
+        self.phases = rng.uniform(-np.pi, np.pi, size=(num_values, num_terms, num_parameters)) * self.present
+
+    def values(self, theta: np.ndarray) -> np.ndarray:
+        """(R, P) → (R, n)."""
+        return np.einsum("ik,rik->ri", self.factors, np.cos(self.present * theta[:, None, None, :] + self.phases).prod(axis=-1))
+
+    def jacobian(self, theta: np.ndarray) -> np.ndarray:
+        """(R, P) → ∂f_i/∂θ_p (R, P, n), by the product rule."""
+        arguments = self.present * theta[:, None, None, :] + self.phases
+        columns = []
+        for p in range(theta.shape[1]):
+            terms = np.cos(arguments)
+            terms[..., p] = -self.present[..., p] * np.sin(arguments[..., p])
+            columns.append(np.einsum("ik,rik->ri", self.factors, terms.prod(axis=-1)))
+        return np.stack(columns, axis=1)
+
+
+def estimated(table: ShiftTable, function: Rotations, theta: np.ndarray) -> np.ndarray:
+    return table.jacobian(function.values(table.rows(theta)))
+
+
+def problem(seed: int, num_parameters: int, rows: int = 3) -> tuple[Rotations, np.ndarray]:
+    return Rotations(seed, num_parameters), np.random.default_rng(seed + 1).uniform(-4, 4, size=(rows, num_parameters))
+
+
+@given(seed=SEEDS, num_parameters=st.integers(1, 9))
+def test_parameter_shift_is_exact(seed: int, num_parameters: int) -> None:
+    function, theta = problem(seed, num_parameters)
+    np.testing.assert_allclose(estimated(parameter_shift(num_parameters), function, theta), function.jacobian(theta), atol=1e-12)
+
+
+@pytest.mark.parametrize(("central", "order"), [(True, 2), (False, 1)])
+def test_finite_difference_converges_with_its_order(central: bool, order: int) -> None:
+    function, theta = problem(0, 4)
+    exact = function.jacobian(theta)
+    steps = (0.1, 0.05, 0.025)
+    errors = [np.abs(estimated(finite_diff(4, step, central=central), function, theta) - exact).max() for step in steps]
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(2**order, rel=0.1)
+
+
+@given(seed=SEEDS, num_parameters=st.integers(1, 6))
+def test_default_finite_difference_errs_by_a_sixth_of_the_squared_step(seed: int, num_parameters: int) -> None:
+    function, theta = problem(seed, num_parameters)
+    bound = np.abs(function.factors).sum(axis=1) * 0.01**2 / 6 + 1e-10  # |f'''| ≤ Σ|a| for frequencies 0 and 1
+    assert (np.abs(estimated(shift_table("finite-diff", num_parameters, None), function, theta) - function.jacobian(theta)) <= bound).all()
+
+
+def test_spsa_is_unbiased_up_to_its_step() -> None:
+    function, theta = problem(3, 5, rows=2)
+    rng = np.random.default_rng(0)
+    draws = np.array([estimated(spsa(5, rng, step=0.01), function, theta) for _ in range(4000)])
+    error = np.abs(draws.mean(axis=0) - function.jacobian(theta))
+    assert (error <= 5 * draws.std(axis=0) / np.sqrt(len(draws)) + 1e-3).all()
+    assert draws.std() > 0.1, "a single direction is no exact gradient"
+
+
+def test_spsa_averages_its_directions() -> None:
+    function, theta = problem(4, 3)
+    many = spsa(3, np.random.default_rng(1), directions=5)
+    rng = np.random.default_rng(1)
+    singles = [estimated(ShiftTable(*_direction(rng)), function, theta) for _ in range(5)]
+    np.testing.assert_allclose(estimated(many, function, theta), np.mean(singles, axis=0), atol=1e-12)
+
+
+def _direction(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    delta = rng.choice([-1.0, 1.0], size=3)
+    return np.array([np.zeros(3), 0.1 * delta, -0.1 * delta]), np.array([np.zeros(3), delta / 0.2, -delta / 0.2]).T
+
+
+@pytest.mark.parametrize("num_parameters", [1, 8])
+def test_number_of_points_and_forward_row(num_parameters: int) -> None:
+    rng = np.random.default_rng(0)
+    points = [
+        (forward_only(num_parameters), 1),
+        (parameter_shift(num_parameters), 1 + 2 * num_parameters),
+        (finite_diff(num_parameters), 1 + 2 * num_parameters),
+        (finite_diff(num_parameters, central=False), 1 + num_parameters),
+        (spsa(num_parameters, rng), 3),
+        (spsa(num_parameters, rng, directions=4), 9),
+    ]
+    for table, count in points:
+        assert table.num_points == count
+        assert table.coefficients.shape == (num_parameters, count)
+        assert not table.offsets[0].any()
+        theta = rng.normal(size=(2, num_parameters))
+        rows = table.rows(theta)
+        assert rows.shape == (2 * count, num_parameters)
+        np.testing.assert_array_equal(rows[::count], theta)  # the forward point comes first, sets stand one after the other
+
+
+def test_forward_only_has_no_gradient() -> None:
+    function, theta = problem(0, 4)
+    assert not estimated(forward_only(4), function, theta).any()
+
+
+def test_default_tables_have_the_points_of_their_methods() -> None:
+    rng = np.random.default_rng(0)
+    assert {name: shift_table(name, 8, rng).num_points for name in SHIFT_METHODS} == {"parameter-shift": 17, "finite-diff": 17, "spsa": 3}
+
+
+@pytest.mark.parametrize("step", [0.0, -0.1, float("nan")])
+def test_step_must_be_positive(step: float) -> None:
+    with pytest.raises(ConfigError, match="must be above 0 radians"):
+        finite_diff(2, step)
+    with pytest.raises(ConfigError, match="must be above 0 radians"):
+        spsa(2, np.random.default_rng(0), step=step)
+
+
+def test_other_errors() -> None:
+    with pytest.raises(ConfigError, match="at least 1 direction; got 0"):
+        spsa(2, np.random.default_rng(0), directions=0)
+    with pytest.raises(ConfigError, match=r"one of parameter-shift, finite-diff, spsa; got 'backprop'"):
+        shift_table("backprop", 2, np.random.default_rng(0))
