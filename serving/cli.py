@@ -128,7 +128,7 @@ def _report(outcome: Outcome, as_json: bool, again: str) -> int:
     else:
         from rich.console import Console
 
-        from serving.scoring.summary import print_summary
+        from serving.scoring.screen import print_summary
 
         print_summary(outcome, Console())
     if not outcome.complete:

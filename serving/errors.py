@@ -1,4 +1,4 @@
-"""Errors that only the service raises; they join the tree of :mod:`hqtl_common.errors`.
+"""Errors that only this package raises; they join the tree of :mod:`hqtl_common.errors`.
 
 ::
 
@@ -11,6 +11,7 @@
     │   └── RejectedImageError    one image of the request; carries index, filename and the reason
     ├── BackendError
     │   └── ForbiddenBackendError (PermissionError)   it exists, but the operator does not offer it
+    ├── OutputError (OSError)     a result could not be written; what was recorded before is intact
     └── ServiceError
         ├── DeadlineError (TimeoutError)              the request was not done in time
         ├── OverloadedError                           too many requests are in work
@@ -27,6 +28,7 @@ __all__ = [
     "FieldError",
     "ForbiddenBackendError",
     "MediaTypeError",
+    "OutputError",
     "OverloadedError",
     "RejectedImageError",
     "ServiceError",
@@ -94,3 +96,7 @@ class OverloadedError(ServiceError):
 
 class SlowClientError(ServiceError, TimeoutError):
     """The body of a request did not arrive within the time allowed."""
+
+
+class OutputError(HqtlError, OSError):
+    """A result could not be written (disk full, no permission, file too large); what was recorded before is intact."""

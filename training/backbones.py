@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +71,7 @@ def load_backbone(name: str, weights: str = "imagenet", seed: int = 0) -> Backbo
 
     Raises:
         ConfigError: An unknown name, or weights that cannot be had or do not fit; the message lists the ways out.
+        InputError: The file given holds no weights.
     """
     if name not in BACKBONES:
         raise ConfigError(f"unknown backbone {name!r}; known are {', '.join(BACKBONES)}")
@@ -97,21 +97,23 @@ def state_digest(network: nn.Module) -> str:
 
 def _imagenet_state(name: str) -> dict[str, Any]:
     weights = models.get_model_weights(name).DEFAULT
-    file = weights.url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)  # torch.hub's download has no timeout of its own
     try:
-        state: dict[str, Any] = weights.get_state_dict(progress=False, check_hash=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        return _tensors(weights.get_state_dict(progress=False, check_hash=True, weights_only=True), path)
+    except Exception as error:  # damaged files raise many kinds
+        if path.is_file():
+            problem, way_out = f"{path} is damaged ({_brief(error)})", "Replace it"
+        else:
+            problem = f"{path.name} is not in {path.parent} and the download failed ({_brief(error)})"
+            way_out = f"Put {path.name} there, or set TORCH_HOME to the folder whose hub/checkpoints holds it"
         raise ConfigError(
-            f"the ImageNet weights of {name} cannot be had: {file} is not in {folder} and the download failed ({error}). "
-            f"Put {file} there, or set TORCH_HOME to the folder whose hub/checkpoints holds it, or give a state dict with "
-            "--weights PATH, or use random weights with --weights none"
+            f"the ImageNet weights of {name} cannot be had: {problem}. {way_out}, or give a state dict with --weights PATH, "
+            "or use random weights with --weights none"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-    return state
 
 
 def _custom_state(path: Path) -> dict[str, Any]:
@@ -122,13 +124,23 @@ def _custom_state(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)  # otherwise a file could run code
     except Exception as error:  # damaged files raise many kinds
-        raise InputError(f"{str(path)!r} is not a state dict of tensors: {error}") from error
+        raise InputError(f"{str(path)!r} is not a state dict of tensors: {_brief(error)}") from error
+    return _tensors(loaded, path)
+
+
+def _tensors(loaded: Any, path: Path) -> dict[str, Any]:
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
         raise InputError(f"{str(path)!r} holds {type(loaded).__name__}, not a state dict of tensors")
     return state
+
+
+def _brief(error: Exception) -> str:
+    """torch explains at length, and advises to switch its protection off."""
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text}" if len(text) < 120 else type(error).__name__
 
 
 def _load_state(network: nn.Module, state: dict[str, Any], name: str, weights: str) -> None:
@@ -137,8 +149,11 @@ def _load_state(network: nn.Module, state: dict[str, Any], name: str, weights: s
     try:
         missing, unexpected = network.load_state_dict(body, strict=False)
     except RuntimeError as error:
-        raise ConfigError(f"the weights {weights!r} do not fit {name}: {error}") from error
+        raise ConfigError(f"the weights {weights!r} do not fit {name}: {' '.join(str(error).split())}") from error
     absent = sorted(set(missing) - set(last))
     absent = [key for key in absent if not key.endswith("num_batches_tracked")]
     if absent or unexpected:
         raise ConfigError(f"the weights {weights!r} do not fit {name}: missing {absent[:5]}, unexpected {list(unexpected)[:5]}")
+    undefined = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
+    if undefined:
+        raise ConfigError(f"the weights {weights!r} of {name} are not finite numbers in {', '.join(undefined[:5])}")

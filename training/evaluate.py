@@ -218,7 +218,7 @@ def _choose(source: SourceData, trained: _RunJudge | _BundleJudge, subset: str) 
     split = split_source(source, recipe, group_by if known else "none", seed)
     if known and split.digest(source.dataset) != trained.split_sha256:
         raise InputError(
-            f"{str(source.dataset.root)!r} is no longer divided as for the training (was patches.csv changed?); restore it, or use --subset all"
+            f"{str(source.dataset.root)!r} is no longer divided as for training (did patches.csv change?); restore it, or use --subset all"
         )
     return subset, split.indices(subset)
 

@@ -20,6 +20,7 @@ from hqtl_common.classifier import HybridClassifier
 from hqtl_common.errors import ConfigError, ParityError
 from hqtl_common.manifest import BackboneInfo, Manifest, SplitInfo
 from hqtl_common.records import InferenceBatch
+from hqtl_common.stages import Stage
 from training.card import model_card
 from training.evaluate import TrainedRun, load_run
 from training.onnx_export import OPSET, fold_batch_norm, to_onnx
@@ -62,10 +63,12 @@ def export_run(path: Path, target: Path, *, fused: bool = False) -> ModelBundle:
     manifest = _manifest(run)
     files = _onnx_files(run, fused=fused)
     files["MODEL_CARD.md"] = model_card(manifest, run.result).encode()
-    weights = run.model.head.weights.detach().numpy()
-    with tempfile.TemporaryDirectory() as trial:
-        _check_against_torch(ModelBundle.save(Path(trial) / "bundle", manifest, weights, files), Fused(run.backbone.network, run.model))
-    return ModelBundle.save(target, manifest, weights, files)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as trial:
+        bundle = ModelBundle.save(Path(trial) / target.name, manifest, run.model.head.weights.detach().numpy(), files)
+        _check_against_torch(bundle, Fused(run.backbone.network, run.model))
+        bundle.path.replace(target)
+    return ModelBundle.load(target)
 
 
 def _onnx_files(run: TrainedRun, *, fused: bool) -> dict[str, bytes]:
@@ -128,7 +131,10 @@ def _check_against_torch(bundle: ModelBundle, reference: nn.Module) -> None:
     pixels = np.random.default_rng(0).normal(size=(2, 3, spec.size, spec.size)).astype(np.float32)
     expected = reference.eval()(torch.from_numpy(pixels)).numpy()
     with HybridClassifier(bundle) as classifier:
-        logits: Any = classifier.run(InferenceBatch(pixels=pixels)).logits
-    difference = float(np.abs(logits - expected).max())
-    if not difference <= LOGIT_TOLERANCE:
-        raise ParityError(f"the bundle {str(bundle.path)!r} gives logits that differ from torch's by {difference:.2g}; do not use it")
+        answers: dict[str, Any] = {"the stages": classifier.run(InferenceBatch(pixels=pixels)).logits}
+    if "model.onnx" in bundle.manifest.files:
+        answers["model.onnx"] = Stage(bundle.read("model.onnx"), "model.onnx")(pixels)
+    for name, logits in answers.items():
+        difference = float(np.abs(logits - expected).max())
+        if not difference <= LOGIT_TOLERANCE:
+            raise ParityError(f"{name} in ONNX Runtime would give logits that differ from torch's by {difference:.2g}; nothing was written")

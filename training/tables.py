@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.table import Table
 
 from training.console import STDOUT
@@ -18,7 +17,7 @@ def print_fit(path: Path, result: dict[str, Any]) -> None:
     rows = {name: result[key] for name, key in (("validation", "val"), ("test", "test"))}
     print_figures({**rows, "test, logistic regression": result["logistic_regression"]})
     print_confusion(result["test"])
-    click.echo(f"best epoch {result['best_epoch']} of {result['epochs']}; {path / 'curves.png'}, {path / 'confusion.png'}")
+    STDOUT.print(f"best epoch {result['best_epoch']} of {result['epochs']}; {path / 'curves.png'}, {path / 'confusion.png'}")
 
 
 def print_figures(rows: dict[str, dict[str, Any]]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from serving.errors import OutputError
 from serving.scoring.folder import Outcome, score_folder
 from serving.scoring.options import Options, Request
-from serving.scoring.storage import OutputError
 
 __all__ = ["Options", "Outcome", "OutputError", "Request", "score_folder"]

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from serving.errors import OutputError
 from serving.scoring.pipeline import ScoredChunk
 from serving.scoring.rows import csv_columns, csv_line, csv_values, jsonl_line, make_row
 from serving.scoring.state import CSV, JSONL, Position, State, save_state
-from serving.scoring.storage import OutputError, open_at, output_errors, write_all
+from serving.scoring.storage import open_at, output_errors, write_all
 from serving.scoring.tally import add_chunk
 
 __all__ = ["ResultWriter"]

@@ -8,13 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hqtl_common.errors import ConfigError, HqtlError, InputError
+from hqtl_common.errors import ConfigError, InputError
+from serving.errors import OutputError
 
-__all__ = ["OutputError", "locked", "open_at", "output_errors", "replace_file", "write_all"]
-
-
-class OutputError(HqtlError, OSError):
-    """A result could not be written (disk full, no permission, file too large); what was recorded before is intact."""
+__all__ = ["locked", "open_at", "output_errors", "replace_file", "write_all"]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from hqtl_common.errors import BudgetExceededError, HqtlError
 from serving import scoring
 from serving.cli import main
 from serving.scoring.progress import Bar, Lines, Silent, reporter_for
-from serving.scoring.summary import printable
+from serving.scoring.screen import printable
 
 HEAVY = {"numpy", "PIL", "onnx", "onnxruntime", "rich", "pydantic", "torch", "bentoml", "qiskit", "pennylane", "asyncio"}
 HELP = """

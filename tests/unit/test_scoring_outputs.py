@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from hqtl_common import ExecutionRecord, ModelBundle, Prediction
 from hqtl_common.errors import ConfigError, InputError, UnknownBackendError
+from serving.errors import OutputError
 from serving.scoring.listing import Segment
 from serving.scoring.options import Options, Request, resolve
 from serving.scoring.outputs import ResultWriter
 from serving.scoring.pipeline import Failure, ScoredChunk
 from serving.scoring.rows import csv_columns, csv_line, csv_values, jsonl_line, make_row
 from serving.scoring.state import CSV, JSONL, STATE, Position, State, holds_only_a_start, load_state, save_state
-from serving.scoring.storage import OutputError, locked, open_at, replace_file
+from serving.scoring.storage import locked, open_at, replace_file
 from serving.scoring.tally import Tally, add_chunk, margin_of
 
 LABELS = ("crack", "no_crack")
