@@ -3,8 +3,8 @@
 Only Pillow and NumPy are used. For 8-bit images the result equals torchvision's
 ``Resize((size, size)) → ToTensor → Normalize``; deeper images keep their depth.
 
-Value ranges are declared, never guessed: 8-bit images are 0…255, 16-bit ones 0…65535 unless the TIFF tags
-MinSampleValue/MaxSampleValue or SMinSampleValue/SMaxSampleValue say otherwise; 32-bit and float images need those tags.
+Value ranges are declared, never guessed: 8-bit images are 0…255, 16-bit ones 0…65535 unless TIFF tags name a smaller bit
+depth (MaxSampleValue 4095 for 12 bits); 32-bit and float images need the tags SMinSampleValue and SMaxSampleValue.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import stat
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,9 @@ MAX_BYTES = 1 << 30
 _EIGHT_BIT = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"})
 _ALPHA = frozenset({"LA", "PA", "RGBA", "La", "RGBa"})
 _DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
-_RANGE_TAGS = ((340, 341), (280, 281))  # SMin/SMaxSampleValue, Min/MaxSampleValue
+_SMIN_SMAX, _MIN_MAX = (340, 341), (280, 281)  # TIFF tags SMin/SMaxSampleValue, Min/MaxSampleValue
+# At 16 bits only a whole bit depth is a declaration: some writers put this picture's own extremes into these tags.
+_BIT_DEPTHS = frozenset((0.0, 2.0**bits - 1) for bits in range(8, 17))
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
@@ -187,14 +190,20 @@ def _to_unit(image: Image.Image) -> Image.Image:
 
 def _declared_range(image: Image.Image) -> tuple[float, float]:
     tags = getattr(image, "tag_v2", {})
-    for low_tag, high_tag in _RANGE_TAGS:
-        if high_tag in tags:
-            low, high = float(np.ravel(tags.get(low_tag, 0))[0]), float(np.ravel(tags[high_tag])[0])
-            if np.isfinite([low, high]).all() and low < high:
-                return low, high
     if image.mode.startswith("I;16"):
-        return 0.0, 2.0 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+        full = 2.0 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+        declared = (_tagged_range(tags, *pair) for pair in (_SMIN_SMAX, _MIN_MAX))
+        return next((found for found in declared if found in _BIT_DEPTHS), (0.0, full))
+    if found := _tagged_range(tags, *_SMIN_SMAX):
+        return found
     raise ImageDecodeError(
         f"the value range of a {'float' if image.mode == 'F' else '32-bit'} image is unknown: declare it in the TIFF tags "
         "SMinSampleValue and SMaxSampleValue, or save the image as 8- or 16-bit grey"
     )
+
+
+def _tagged_range(tags: Any, low_tag: int, high_tag: int) -> tuple[float, float] | None:
+    if high_tag not in tags:
+        return None
+    low, high = float(np.ravel(tags.get(low_tag, 0))[0]), float(np.ravel(tags[high_tag])[0])
+    return (low, high) if np.isfinite([low, high]).all() and low < high else None

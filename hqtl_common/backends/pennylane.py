@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate, stream_seed
 from hqtl_common.circuit import operations
-from hqtl_common.errors import BackendUnavailableError, CapabilityError, ConfigError
+from hqtl_common.errors import BackendUnavailableError, CapabilityError, ConfigError, UnknownBackendError
 from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
 
@@ -33,7 +33,7 @@ class PennyLaneBackend:
     Raises:
         ConfigError: An option outside its range, or a seed for a device that takes none.
         CapabilityError: Exact values (``shots=None``) of a device that only samples.
-        BackendUnavailableError: PennyLane has no such device.
+        UnknownBackendError: PennyLane has no such device.
     """
 
     OPTIONS: ClassVar[frozenset[str]] = frozenset({"shots", "seed"})
@@ -96,8 +96,12 @@ def make_device(device_name: str, num_qubits: int, seed: Any = None) -> Any:
     """A PennyLane device; ``seed`` only for devices that take one.
 
     Raises:
-        BackendUnavailableError: PennyLane has no such device, or it needs something that is missing.
+        UnknownBackendError: PennyLane has no such device.
+        BackendUnavailableError: The device needs something that is missing.
     """
+    if device_name not in qml.plugin_devices:
+        known = ", ".join(sorted(qml.plugin_devices))
+        raise UnknownBackendError(f"PennyLane has no device {device_name!r} here; it has {known}")
     options = {} if seed is None else {"seed": seed}
     try:
         return qml.device(device_name, wires=num_qubits, **options)

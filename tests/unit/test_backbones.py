@@ -169,6 +169,7 @@ def bad_files(state: dict[str, torch.Tensor], folder: Path, bomb: Path) -> dict[
     return dict.fromkeys(sorted(path.name for path in folder.iterdir()), "state dict of tensors")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_files_that_hold_no_weights_are_refused_and_never_executed(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     folder, bomb = tmp_path / "files", tmp_path / "exploded"
     folder.mkdir()
@@ -221,6 +222,7 @@ def test_imagenet_weights_are_found_under_torch_home(no_network: Path, state: di
     assert torch.equal(backbone.network.state_dict()["conv1.weight"], state["conv1.weight"])
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_damaged_imagenet_weights_are_refused_and_never_executed(no_network: Path, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     folder, bomb = tmp_path / "files", tmp_path / "exploded"
     folder.mkdir()

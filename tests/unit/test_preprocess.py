@@ -132,8 +132,13 @@ def test_declared_range_of_a_sixteen_bit_tiff(low_tag: int, high_tag: int) -> No
     np.testing.assert_allclose(preprocess(data, RAW)[0], (RAMP // 16) / 4095, atol=1e-6)
 
 
+@pytest.mark.parametrize("tags", [{280: 1000, 281: 2000}, {340: 1000, 341: 2000}, {281: 60001}])
+def test_extremes_of_a_sixteen_bit_picture_do_not_stretch_it(tags: dict[int, int]) -> None:
+    np.testing.assert_array_equal(preprocess(tiff(RAMP, tags), RAW), preprocess(tiff(RAMP), RAW))
+
+
 def test_values_beyond_the_declared_range_are_clipped() -> None:
-    got = preprocess(tiff(RAMP, {340: 1000, 341: 2000}), RAW)
+    got = preprocess(tiff(RAMP.astype(np.float32), {340: 1000.0, 341: 2000.0}), RAW)
     assert (got.min(), got.max()) == (0, 1)
 
 

@@ -65,10 +65,14 @@ def test_no_name_belongs_to_two_families() -> None:
         assert sum(family.matches(name) for family in FAMILIES) == 1
 
 
-@pytest.mark.parametrize("device", ["no.such.device", "qiskit.remote"])
-def test_device_that_cannot_be_made_is_unavailable(device: str) -> None:
-    with pytest.raises(BackendUnavailableError, match=device):
-        get_backend(f"pennylane:{device}")
+def test_device_that_pennylane_does_not_have_is_unknown() -> None:
+    with pytest.raises(UnknownBackendError, match=r"no.such.device.*it has .*default.qubit"):
+        get_backend("pennylane:no.such.device")
+
+
+def test_device_that_cannot_be_made_is_unavailable() -> None:
+    with pytest.raises(BackendUnavailableError, match="qiskit.remote"):
+        get_backend("pennylane:qiskit.remote")
 
 
 def test_device_that_only_samples_is_never_called_exact() -> None:
