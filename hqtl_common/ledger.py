@@ -149,6 +149,20 @@ class Ledger:
             )
             return done.rowcount == 1
 
+    def take_over(self, key: str, created: float) -> bool:
+        """Make an old intent this process's own; False if another process was first or it is no intent any more.
+
+        Args:
+            key: The request.
+            created: When the intent that was seen had been written.
+        """
+        with self._connect() as connection:
+            done = connection.execute(
+                "UPDATE executions SET created = ?, updated = ? WHERE key = ? AND state = 'intent' AND created = ?",
+                (time.time(), time.time(), key, created),
+            )
+            return done.rowcount == 1
+
     def withdraw(self, key: str) -> None:
         """Remove an intent whose submit was refused for certain."""
         with self._connect() as connection:
@@ -163,13 +177,8 @@ class Ledger:
         self._update(key, "state = 'done', counts = ?, qpu_seconds = ?, details = ?", _pack(counts), qpu_seconds, json.dumps(details))
 
     def fail(self, key: str, reason: str) -> None:
-        """Record that the job ended without a result; a new attempt needs :meth:`forget`."""
+        """Record that the job ended without a result."""
         self._update(key, "state = 'failed', details = ?", json.dumps({"error": reason}))
-
-    def forget(self, key: str) -> None:
-        """Remove a failed row, so that the request may be tried again."""
-        with self._connect() as connection:
-            connection.execute("DELETE FROM executions WHERE key = ? AND state = 'failed'", (key,))
 
     def usage(self, scope: str) -> Usage:
         """What the rows of a scope have spent or promised, failed ones included."""
