@@ -138,14 +138,14 @@ class Ledger:
             rows = connection.execute(f"SELECT {_COLUMNS} FROM executions WHERE {where} ORDER BY created, key", (*given.values(),))
             return [_entry(row) for row in rows]
 
-    def intend(self, key: str, *, scope: str, backend: str, num_rows: int, shots: int, qpu_seconds: float) -> bool:
+    def intend(self, key: str, *, scope: str, backend: str, num_rows: int, shots: int, qpu_seconds: float, details: dict[str, Any]) -> bool:
         """Write the intent; False if a row with this key is there already (another process was first)."""
         now = time.time()
         with self._connect() as connection:
             done = connection.execute(
-                "INSERT OR IGNORE INTO executions (key, scope, backend, state, created, updated, num_rows, shots, qpu_seconds)"
-                " VALUES (?, ?, ?, 'intent', ?, ?, ?, ?, ?)",
-                (key, scope, backend, now, now, num_rows, shots, qpu_seconds),
+                "INSERT OR IGNORE INTO executions (key, scope, backend, state, created, updated, num_rows, shots, qpu_seconds, details)"
+                " VALUES (?, ?, ?, 'intent', ?, ?, ?, ?, ?, ?)",
+                (key, scope, backend, now, now, num_rows, shots, qpu_seconds, json.dumps(details)),
             )
             return done.rowcount == 1
 
@@ -173,12 +173,13 @@ class Ledger:
         self._update(key, "state = 'submitted', job_id = ?", job_id)
 
     def finish(self, key: str, counts: NDArray[np.int64], qpu_seconds: float, details: dict[str, Any]) -> None:
-        """Record the result: counts (R, 2^n), billed seconds and JSON-ready facts."""
-        self._update(key, "state = 'done', counts = ?, qpu_seconds = ?, details = ?", _pack(counts), qpu_seconds, json.dumps(details))
+        """Record the result: counts (R, 2^n), billed seconds, and JSON-ready facts beside those of the intent."""
+        assignment = "state = 'done', counts = ?, qpu_seconds = ?, details = json_patch(details, ?)"
+        self._update(key, assignment, _pack(counts), qpu_seconds, json.dumps(details))
 
     def fail(self, key: str, reason: str) -> None:
         """Record that the job ended without a result."""
-        self._update(key, "state = 'failed', details = ?", json.dumps({"error": reason}))
+        self._update(key, "state = 'failed', details = json_patch(details, ?)", json.dumps({"error": reason}))
 
     def usage(self, scope: str) -> Usage:
         """What the rows of a scope have spent or promised, failed ones included."""

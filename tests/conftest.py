@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -28,3 +30,49 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder ../shared/data of real photographs")
     return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 synthetic photographs with cracks so wide that a random backbone tells them apart; read-only."""
+    from training.synth import SynthSpec, write_dataset
+
+    folder = tmp_path_factory.mktemp("synthetic") / "photographs"
+    write_dataset(folder, 40, seed=0, spec=SynthSpec(crack_width=(8.0, 16.0), contrast=(0.9, 1.0)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of features for all trainings of a session."""
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(scope="session")
+def train(photographs: Path, feature_cache: Path) -> Callable[..., dict[str, Any]]:
+    """``train(run_folder, resume=False, **options)``: a training of a second or so with random weights; its result."""
+    from training.config import FitConfig
+    from training.fit import fit, open_run
+
+    def train(path: Path, *, resume: bool = False, **options: Any) -> dict[str, Any]:
+        config = FitConfig.parse({"data": photographs, "weights": "none", "epochs": 6, **options})
+        run, config = open_run(path, config, resume=resume)
+        return fit(config, run, feature_cache)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def finished_run(train: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training on ``photographs``; read-only."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    train(path, num_layers=2)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported_bundle(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``finished_run`` as a bundle with the fused model; read-only."""
+    from training.export import export_run
+
+    return export_run(finished_run, tmp_path_factory.mktemp("exported") / "bundle", fused=True).path

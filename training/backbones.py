@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +103,8 @@ def _imagenet_state(name: str) -> dict[str, Any]:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)  # torch.hub's download has no timeout of its own
     try:
-        return _tensors(weights.get_state_dict(progress=False, check_hash=True, weights_only=True), path)
+        with contextlib.redirect_stdout(sys.stderr):  # torch announces a download on standard output, which belongs to results
+            return _tensors(weights.get_state_dict(progress=False, check_hash=True, weights_only=True), path)
     except Exception as error:  # damaged files raise many kinds
         if path.is_file():
             problem, way_out = f"{path} is damaged ({_brief(error)})", "Replace it"

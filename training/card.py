@@ -62,7 +62,7 @@ def model_card(manifest: Manifest, result: dict[str, Any]) -> str:
         manifest: Of the bundle.
         result: What ``result.json`` of the run holds.
     """
-    training, spec, shots = manifest.training, manifest.head_spec, manifest.training["shots"]
+    training, spec, shots = manifest.training, manifest.head_spec, manifest.training["shots"]  # those really made
     return _TEMPLATE.format(
         title=" / ".join(manifest.labels),
         backbone=manifest.backbone.name,

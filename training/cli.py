@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,7 @@ def _reported(command: Callable[..., int | None]) -> Callable[..., None]:
         try:
             code = command(*args, **kwargs) or _OK
         except HqtlError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
             code = _BUDGET if isinstance(error, BudgetExceededError) else _FAILED
         except OSError as error:
             click.echo(f"error: {error}", err=True)
@@ -107,6 +108,8 @@ def fit(out: Path | None, cache_dir: Path | None, verbose: bool, resume: str | N
     from training.fit import open_run
 
     run, config = open_run(path, config, resume=resume is not None)
+    if options["device"] is not None:  # may differ from the one that the run was begun on
+        config = config.model_copy(update={"device": options["device"]})
     result = train(config, run, cache_dir or default_cache_folder(), verbose=verbose)
     if as_json:
         click.echo(json.dumps({"run": str(path), **result}))
@@ -197,7 +200,15 @@ def verify(bundle: Path, images: Path | None, as_json: bool) -> int:
     checks = verify_bundle(bundle, images)
     passed = all(check.passed for check in checks)
     if as_json:
-        rows = [{"name": c.name, "difference": c.difference, "tolerance": c.tolerance, "passed": c.passed} for c in checks]
+        rows = [
+            {
+                "name": check.name,
+                "difference": check.difference if math.isfinite(check.difference) else None,  # JSON has no infinity
+                "tolerance": check.tolerance,
+                "passed": check.passed,
+            }
+            for check in checks
+        ]
         click.echo(json.dumps({"bundle": str(bundle), "passed": passed, "checks": rows}))
     else:
         click.echo("passed  files: names, SHA-256, schema, no external data")
@@ -268,8 +279,8 @@ def _run_and_config(out: Path | None, resume: str | None, options: dict[str, Any
     if "data" not in given:
         if resume is None:
             raise click.UsageError("give DATA, the folder of images")
-        if set(given) - {"device"}:
-            raise ConfigError(f"--resume without DATA takes every option from the run; leave out {', '.join(sorted(given))}")
+        if fixed := sorted(set(given) - {"device"}):
+            raise ConfigError(f"--resume without DATA takes every option from the run; leave out {', '.join(fixed)}")
         return path, None
     return path, FitConfig.parse(given)
 

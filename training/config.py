@@ -6,21 +6,28 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hqtl_common.errors import ConfigError
 from hqtl_common.specs import HeadSpec, PreprocessSpec
 
 __all__ = ["FitConfig"]
 
-Positive = Annotated[float, Field(gt=0)]
+
+def _whole_path(path: Path) -> Path:
+    str(path).encode()  # a name that is no text cannot be recorded: its ValueError becomes a message
+    return path.absolute()
+
+
+def _weights_name(weights: str) -> str:
+    return weights if weights in ("imagenet", "none") else str(_whole_path(Path(weights)))
 
 
 class FitConfig(BaseModel):
     """Options of ``hqtl-train fit``; the defaults and their reasons.
 
     Args:
-        data: The image folder.
+        data: The image folder; recorded with its full path, like a file of weights, so that a run can be resumed anywhere.
         backbone: Frozen feature extractor.
         weights: ``imagenet``, ``none`` or the path of a state dict.
         num_layers: L; 1 is the paper's default.
@@ -42,21 +49,21 @@ class FitConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    data: Path
+    data: Annotated[Path, AfterValidator(_whole_path)]
     backbone: str = "resnet18"
-    weights: str = "imagenet"
-    num_layers: Annotated[int, Field(ge=1)] = 1
+    weights: Annotated[str, AfterValidator(_weights_name)] = "imagenet"
+    num_layers: Annotated[int, Field(ge=1, le=1000)] = 1
     epochs: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = 4
-    lr: Positive = 4e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 2e-3
+    lr: Annotated[float, Field(gt=0, le=1000)] = 4e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 2e-3
     patience: Annotated[int, Field(ge=1)] | None = None
     split: str = "70/15/15"
     group_by: str = "none"
     backend: str = "statevector"
     diff_method: str = "auto"
-    shots: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    shots: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     positive: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

@@ -81,8 +81,8 @@ def load_dataset(root: Path | str) -> ImageDataset:
         root: The folder.
 
     Raises:
-        InputError: The folder is missing or unreadable, has fewer than two classes, a class without images, only
-            some of the three split folders, something else beside them, or other classes in one of them.
+        InputError: The folder is missing or unreadable, has fewer than two classes, a class without images or whose
+            name is no text, only some of the three split folders, something else beside them, or other classes in one.
     """
     root = Path(root)
     if not root.is_dir():
@@ -205,6 +205,8 @@ def _common_labels(parts: dict[str, dict[str, list[Path]]]) -> tuple[str, ...]:
     for name, classes in parts.items():
         if missing := sorted(union - set(classes)):
             raise InputError(f"the folder {name} lacks the class {', '.join(missing)}; each split needs the same classes")
+    if wrong := sorted(label for label in union if label != label.encode(errors="replace").decode()):
+        raise InputError(f"the name of a class must be text in UTF-8; rename the folder {', '.join(map(ascii, wrong))}")
     return tuple(sorted(union))
 
 

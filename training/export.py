@@ -91,6 +91,7 @@ def _manifest(run: TrainedRun) -> Manifest:
     training = config.training_record() | {
         "data_sha256": data["data_sha256"],
         "diff_method": result["diff_method"],
+        "shots": result["shots"],
         "epochs_done": result["epochs"],
         "best_epoch": result["best_epoch"],
         "parameter_sets": result["parameter_sets"],

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hqtl_common.errors import ConfigError
 from hqtl_common.specs import PreprocessSpec, spec_digest
 from training.backbones import Backbone
 from training.data import Sample
@@ -23,9 +26,13 @@ __all__ = ["BATCH_SIZE", "FeatureCache", "FeatureTable", "default_cache_folder",
 
 F32 = NDArray[np.float32]
 Progress = Callable[[int], None]
+T = TypeVar("T")
 
 # Always full: a shorter last batch is padded, so that a feature does not depend on what else was in its batch.
 BATCH_SIZE = 32
+
+_TIMEOUT_S = 60.0  # waits for another process that writes
+_DAMAGED = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +60,19 @@ class FeatureCache:
         folder: Where caches lie.
         backbone: Its name and weights are part of the key.
         spec: Preprocessing, part of the key.
+
+    Raises:
+        ConfigError: The folder or the file cannot be used.
     """
 
     def __init__(self, folder: Path, backbone: Backbone, spec: PreprocessSpec) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"features-{backbone.name}-{spec_digest(spec, backbone.name, backbone.digest)[:16]}.sqlite"
         self._width = backbone.feature_width
         try:
-            self._create()
-        except sqlite3.DatabaseError:
-            self._begin_anew()
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._transact(lambda connection: None)
 
     @property
     def size_bytes(self) -> int:
@@ -70,39 +80,53 @@ class FeatureCache:
         return self.path.stat().st_size
 
     def get(self, keys: Sequence[str]) -> dict[str, F32]:
-        """The features (F,) of the keys that are there and undamaged."""
-        found: dict[str, F32] = {}
-        try:
-            with closing(self._connect()) as connection:
-                for start in range(0, len(keys), 500):
-                    part = list(keys[start : start + 500])
-                    marks = ",".join("?" * len(part))
-                    for key, value, check in connection.execute(f"SELECT key, value, digest FROM features WHERE key IN ({marks})", part):
-                        if len(value) == 4 * self._width and _digest(key, value) == check:
-                            found[key] = np.frombuffer(value, dtype="<f4")
-        except sqlite3.DatabaseError:
-            self._begin_anew()
-        return found
+        """The features (F,) of the keys that are there and undamaged.
+
+        Raises:
+            ConfigError: The file cannot be read now.
+        """
+        rows = self._transact(lambda connection: _select(connection, keys))
+        return {key: np.frombuffer(value, dtype="<f4") for key, value, check in rows if self._is_whole(key, value, check)}
 
     def put(self, items: Sequence[tuple[str, F32]]) -> None:
-        """Store features (F,) by key."""
-        rows = [(key, value.astype("<f4").tobytes()) for key, value in items]
-        with closing(self._connect()) as connection, connection:
-            connection.executemany(
-                "INSERT OR REPLACE INTO features VALUES (?, ?, ?)", [(key, value, _digest(key, value)) for key, value in rows]
-            )
+        """Store features (F,) by key.
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=60)
+        Raises:
+            ConfigError: The file cannot be written now.
+        """
+        values = [(key, value.astype("<f4").tobytes()) for key, value in items]
+        rows = [(key, value, _digest(key, value)) for key, value in values]
+        self._transact(lambda connection: connection.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows))
 
-    def _begin_anew(self) -> None:
-        self.path.replace(self.path.with_suffix(".corrupt"))
-        self._create()
+    def _is_whole(self, key: str, value: object, check: object) -> bool:
+        return isinstance(value, bytes) and len(value) == 4 * self._width and _digest(key, value) == check
 
-    def _create(self) -> None:
-        with closing(self._connect()) as connection, connection:
+    def _transact(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Run an action on the database; a damaged one is set aside and the action run on a new one."""
+        try:
+            try:
+                return self._attempt(action)
+            except sqlite3.DatabaseError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:  # busy, full, not writable: nothing wrong with it
+                    raise
+            self._set_aside()
+            return self._attempt(action)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _attempt(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        with closing(sqlite3.connect(self.path, timeout=_TIMEOUT_S)) as connection, connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL)")
+            return action(connection)
+
+    def _set_aside(self) -> None:
+        for log in ("-wal", "-shm"):  # they would be played back into the new file
+            self.path.with_name(self.path.name + log).unlink(missing_ok=True)
+        self.path.replace(self.path.with_suffix(".corrupt"))
+
+    def _unusable(self, error: Exception) -> ConfigError:
+        return ConfigError(f"the feature cache {str(self.path)!r} cannot be used ({error}); mend it, or give another with --cache-dir")
 
 
 def default_cache_folder() -> Path:
@@ -133,6 +157,7 @@ def extract_features(
         progress: Called with the number of images done since the last call.
     """
     known = cache.get(hashes) if cache else {}
+    times = Counter(hashes)
     num_cached = sum(key in known for key in hashes)
     if progress:
         progress(num_cached)
@@ -148,7 +173,7 @@ def extract_features(
         if cache:
             cache.put(fresh)
         if progress:
-            progress(len(fresh) + len(batch.errors))
+            progress(sum(times[keys[position]] for position in (*batch.positions, *batch.errors)))
     blank = np.zeros(backbone.feature_width, dtype=np.float32)
     table = np.stack([known.get(key, blank) for key in hashes]) if hashes else np.zeros((0, backbone.feature_width), np.float32)
     return FeatureTable(table, {i: failed[key] for i, key in enumerate(hashes) if key in failed}, num_cached)
@@ -162,6 +187,14 @@ def _forward(backbone: Backbone, pixels: F32, device: str) -> F32:
         features = backbone.network(torch.from_numpy(padded).to(device)).cpu().numpy()
     result: F32 = np.ascontiguousarray(features[: len(pixels)], dtype=np.float32)
     return result
+
+
+def _select(connection: sqlite3.Connection, keys: Sequence[str]) -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for start in range(0, len(keys), 500):
+        part = list(keys[start : start + 500])
+        found += connection.execute(f"SELECT key, value, digest FROM features WHERE key IN ({','.join('?' * len(part))})", part)
+    return found
 
 
 def _digest(key: str, value: bytes) -> bytes:

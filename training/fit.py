@@ -69,7 +69,6 @@ def fit(config: FitConfig, run: RunFolder, cache_folder: Path, *, verbose: bool 
         say(f"{run.path} is finished; nothing to do")
         return finished
     method = resolve_diff_method(config.backend, config.shots, config.diff_method)
-    say(f"head on {config.backend}, {'exact' if config.shots is None else f'{config.shots} shots'}, gradient by {method}")
     backbone = load_backbone(config.backbone, config.weights, config.seed)
     data = prepare(config, backbone, cache_folder, pick_device(config.device), verbose=verbose)
     positive = find_positive(data.record["labels"], config.positive)
@@ -77,7 +76,7 @@ def fit(config: FitConfig, run: RunFolder, cache_folder: Path, *, verbose: bool 
     _record_data(run, data.record | head_record)
     trainer, model = _train(config, run, data, method)
     model.load_state_dict(trainer.best_state)
-    test = _measure(model, data, "test", positive)
+    val, test = _measure(model, data, "val", positive), _measure(model, data, "test", positive)
     result = {
         "epochs": trainer.epoch,
         "best_epoch": trainer.best_epoch,
@@ -85,7 +84,8 @@ def fit(config: FitConfig, run: RunFolder, cache_folder: Path, *, verbose: bool 
         "jobs": model.head.num_jobs,
         "positive": positive,
         "diff_method": method,
-        "val": _measure(model, data, "val", positive),
+        "shots": model.head.shots,
+        "val": val,
         "test": test,
         "logistic_regression": _reference(data, positive),
     }
@@ -111,6 +111,8 @@ def _record_data(run: RunFolder, record: dict[str, Any]) -> None:
 def _train(config: FitConfig, run: RunFolder, data: PreparedData, method: str) -> tuple[Trainer, HybridModel]:
     width, classes = data.features.shape[1], len(data.record["labels"])
     model = build_model(width, classes, config.head_spec, backend=config.backend, diff_method=method, shots=config.shots, seed=config.seed)
+    shots = "exact" if model.head.shots is None else f"{model.head.shots} shots"
+    say(f"head on {config.backend}, {shots}, gradient by {method}")
     trainer = Trainer(model, config, run)
     if trainer.epoch:
         say(f"going on after epoch {trainer.epoch} of {config.epochs}")

@@ -27,12 +27,13 @@ def plot_curves(metrics: Sequence[dict[str, Any]], best_epoch: int, path: Path) 
         path: File to write.
     """
     epochs = [line["epoch"] for line in metrics]
+    marker = "o" if len(epochs) == 1 else None  # a line needs two points
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(epochs, [line["train_loss"] for line in metrics], color=_BLUE, label="training")
-    left.plot(epochs, [line["val_loss"] for line in metrics], color=_ORANGE, label="validation")
+    left.plot(epochs, [line["train_loss"] for line in metrics], color=_BLUE, marker=marker, label="training")
+    left.plot(epochs, [line["val_loss"] for line in metrics], color=_ORANGE, marker=marker, label="validation")
     left.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
-    right.plot(epochs, [100 * line["val_accuracy"] for line in metrics], color=_ORANGE, label="validation")
+    right.plot(epochs, [100 * line["val_accuracy"] for line in metrics], color=_ORANGE, marker=marker, label="validation")
     right.set(xlabel="epoch", ylabel="accuracy in %")
     for axes in (left, right):
         axes.axvline(best_epoch, color=_GREY, linestyle=":", label=f"best epoch ({best_epoch})")
@@ -63,9 +64,11 @@ def plot_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], ti
         colour = "white" if share > 0.5 else "black"
         axes.text(column, row, f"{count}\n{100 * share:.1f} %", ha="center", va="center", color=colour)
     ticks = range(len(labels))
-    axes.set(xlabel="answer", ylabel="truth", title=title, xticks=ticks, yticks=ticks)
-    axes.set_xticklabels(labels)
-    axes.set_yticklabels(labels)
+    names = [_short(label) for label in labels]
+    axes.set(xlabel="answer", ylabel="truth", xticks=ticks, yticks=ticks)
+    axes.set_title(_short(title), parse_math=False)
+    axes.set_xticklabels(names, parse_math=False)
+    axes.set_yticklabels(names, parse_math=False)
     _save(figure, path)
 
 
@@ -80,11 +83,16 @@ def plot_gallery(items: Sequence[tuple[Path, str, float]], path: Path, columns: 
     rows = -(-len(items) // columns)
     figure = Figure(figsize=(1.6 * columns, 1.85 * rows), layout="constrained")
     for axes, (image, label, probability) in zip(figure.subplots(rows, columns, squeeze=False).flat, items, strict=False):
-        axes.imshow(open_image(image.read_bytes()))
-        axes.set_title(f"{label} {100 * probability:.0f} %", fontsize=8)
+        axes.imshow(open_image(image.read_bytes()), cmap="gray", vmin=0, vmax=1)  # the range of deep grey; colour needs none
+        axes.set_title(f"{_short(label)} {100 * probability:.0f} %", fontsize=8, parse_math=False)
     for axes in figure.axes:
         axes.set_axis_off()
     _save(figure, path)
+
+
+def _short(name: str) -> str:
+    """Names of folders may be longer than a picture is wide."""
+    return name if len(name) <= 24 else name[:23] + "…"
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -101,10 +101,14 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The figures of all recorded epochs; a line cut off by a kill is left out."""
+        """The figures of all recorded epochs; a line cut off by a kill is left out.
+
+        Raises:
+            InputError: A line is damaged.
+        """
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [_parse(line, path) for line in lines]
 
     def trim_metrics(self, epochs: int) -> None:
         """Keep the first ``epochs`` epochs."""
@@ -115,6 +119,8 @@ class RunFolder:
         """Replace the checkpoint."""
         partial = self.path / ".checkpoint.partial"
         save_file(checkpoint.tensors, partial, metadata={"progress": json.dumps(checkpoint.progress)})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(self.path / "checkpoint.safetensors")
 
     def load_checkpoint(self) -> Checkpoint | None:
@@ -146,13 +152,17 @@ class RunFolder:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            values: dict[str, Any] = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{str(path)!r} is not JSON: {error}; remove the run and train again") from error
-        return values
+        return _parse(path.read_bytes(), path) if path.exists() else None
+
+
+def _parse(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} is damaged (not JSON: {error}); remove the run and train again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{str(path)!r} is damaged (expected names and values); remove the run and train again")
+    return values
 
 
 def _is_beginning(name: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from training.console import STDOUT
 
@@ -36,7 +37,8 @@ def print_figures(rows: dict[str, dict[str, Any]]) -> None:
 
 def print_confusion(figures: dict[str, Any]) -> None:
     """A confusion matrix, rows are true classes."""
-    table = Table("truth \\ answer", *figures["labels"], box=None, pad_edge=False)
-    for label, row in zip(figures["labels"], figures["confusion"], strict=True):
+    labels = [Text(label) for label in figures["labels"]]  # names of folders are not markup
+    table = Table("truth \\ answer", *map(Column, labels), box=None, pad_edge=False)
+    for label, row in zip(labels, figures["confusion"], strict=True):
         table.add_row(label, *(str(count) for count in row))
     STDOUT.print(table)

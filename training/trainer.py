@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from hqtl_common.errors import ConfigError, InputError
 from training.config import FitConfig
 from training.head import ShiftHead
 from training.model import HybridModel
@@ -56,7 +57,10 @@ class Trainer:
         self.best_state = {key: value.clone() for key, value in model.state_dict().items()}
         checkpoint = run.load_checkpoint()
         if checkpoint is not None:
-            self._restore(checkpoint)
+            try:
+                self._restore(checkpoint)
+            except (KeyError, ValueError, RuntimeError, AttributeError) as error:
+                raise InputError(f"the checkpoint of {str(run.path)!r} does not fit the model; remove the run and train again") from error
         run.trim_metrics(self.epoch)
 
     @property
@@ -66,13 +70,21 @@ class Trainer:
         return self.epoch >= self._config.epochs or (patience is not None and self.epoch - self.best_epoch >= patience)
 
     def train(self, data: TrainingData, on_epoch: EpochCallback) -> None:
-        """Run the epochs that are left; ``on_epoch`` is called with the figures of each."""
+        """Run the epochs that are left; ``on_epoch`` is called with the figures of each.
+
+        Raises:
+            ConfigError: The loss is no finite number any more.
+        """
         with _single_thread():
             while not self.finished:
                 started = time.perf_counter()
                 train_loss = self._train_epoch(*data.train)
                 val_loss, val_accuracy = self._validate(*data.val)
                 self.epoch += 1
+                if not math.isfinite(train_loss + val_loss):
+                    raise ConfigError(
+                        f"the loss is no finite number in epoch {self.epoch}; begin a new run with a smaller --lr or other --weights"
+                    )
                 if val_loss < self._best_loss:
                     self._best_loss, self.best_epoch = val_loss, self.epoch
                     self.best_state = {key: value.clone() for key, value in self._model.state_dict().items()}
@@ -127,8 +139,9 @@ class Trainer:
         return Checkpoint(tensors, progress)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self._model.load_state_dict(checkpoint.part("model"))
         self.best_state = checkpoint.part("best")
+        self._model.load_state_dict(self.best_state)  # only to see that it fits
+        self._model.load_state_dict(checkpoint.part("model"))
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in checkpoint.part("optimizer").items():
             index, _, name = key.partition(".")

@@ -37,6 +37,7 @@ class Request:
         shots: Repetitions per set.
         qpu_seconds: Estimate.
         payload: What the provider needs to submit it.
+        facts: JSON-ready facts about the execution, asked for only when it is about to be submitted.
     """
 
     key: str
@@ -44,6 +45,7 @@ class Request:
     shots: int
     qpu_seconds: float
     payload: Any
+    facts: Callable[[], dict[str, Any]] = dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,7 @@ class RecordedExecutor:
             num_rows=request.num_rows,
             shots=request.shots,
             qpu_seconds=request.qpu_seconds,
+            details=request.facts(),
         )
 
     def _entry(self, key: str) -> Entry:

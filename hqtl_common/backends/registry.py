@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import string
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ class Family:
     """One row of the table.
 
     Args:
-        pattern: Name shown to people; ``prefix:NAME`` stands for any name after the prefix.
+        pattern: Name shown to people; a last word in capitals stands for any text, as in ``pennylane:NAME``.
         target: ``module:class``, imported when a backend of the family is made.
         capabilities: What the family can do at most; an instance may be narrower.
         extra: The installation extra that brings its packages, None when nothing more is needed.
@@ -32,8 +33,8 @@ class Family:
 
     def matches(self, name: str) -> bool:
         """True if ``name`` belongs to this family."""
-        prefix, colon, rest = self.pattern.partition(":")
-        return name.startswith(prefix + colon) and len(name) > len(prefix + colon) if rest else name == self.pattern
+        prefix = self.pattern.rstrip(string.ascii_uppercase)
+        return name == prefix if prefix == self.pattern else name.startswith(prefix) and name != prefix
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -71,6 +72,58 @@ FAMILIES: tuple[Family, ...] = (
             shots=True,
             noise=None,
             paid=False,
+            diff_methods=_SHIFTS,
+        ),
+        extra="quantum",
+    ),
+    Family(
+        "fake_NAME",
+        "hqtl_common.backends.fake:NoisyBackend",
+        Capabilities(
+            summary="a snapshot of an IBM machine, for example fake_kolkata: exact noisy values, or shots drawn from them",
+            exact=True,
+            shots=True,
+            noise="gate, relaxation and readout errors of the snapshot's day, by Aer's noise model",
+            paid=False,
+            diff_methods=_SHIFTS,
+        ),
+        extra="quantum",
+    ),
+    Family(
+        "paper:NAME",
+        "hqtl_common.backends.fake:NoisyBackend",
+        Capabilities(
+            summary="stand-in of a machine of the paper, all retired: paper:kolkata, paper:ehningen, paper:lima",
+            exact=True,
+            shots=True,
+            noise="the averages of the paper's table 2, equal on all qubits",
+            paid=False,
+            diff_methods=_SHIFTS,
+        ),
+        extra="quantum",
+    ),
+    Family(
+        "profile:PATH",
+        "hqtl_common.backends.fake:NoisyBackend",
+        Capabilities(
+            summary="stand-in made from a JSON file of T1, T2, gate and readout errors",
+            exact=True,
+            shots=True,
+            noise="the averages of the file, equal on all qubits",
+            paid=False,
+            diff_methods=_SHIFTS,
+        ),
+        extra="quantum",
+    ),
+    Family(
+        "ibm:NAME",
+        "hqtl_common.backends.hardware:HardwareBackend",
+        Capabilities(
+            summary="a machine of IBM, for example ibm:ibm_fez or ibm:least_busy; every job is recorded before it is paid",
+            exact=False,
+            shots=True,
+            noise="the machine's own",
+            paid=True,
             diff_methods=_SHIFTS,
         ),
         extra="quantum",

@@ -1,4 +1,4 @@
-"""``aer``: Qiskit Aer's SamplerV2. One parametric circuit, transpiled once; all rows are one PUB."""
+"""``aer``, and how every backend samples with Qiskit Aer's SamplerV2: one parametric circuit, all rows as one PUB."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hqtl_common.circuit import qiskit_circuit
 from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
 
-__all__ = ["DEFAULT_SHOTS", "AerBackend", "bindings", "counts_of"]
+__all__ = ["DEFAULT_SHOTS", "AerBackend", "bindings", "counts_of", "sample_counts"]
 
 DEFAULT_SHOTS = 1024
 
@@ -51,8 +51,7 @@ class AerBackend:
         weights64, angles64 = check_table(spec, weights, angles)
         circuit = _measured_circuit(spec)
         with self._lock:
-            bits = self._sample(circuit, bindings(spec, weights64, angles64), stream) if len(angles64) else None
-        counts = np.zeros((0, 2**spec.num_qubits)) if bits is None else counts_of(bits)
+            counts = sample_counts(spec, circuit, weights64, angles64, self.shots, stream_seed(self.seed, stream))
         expvals, covs = estimate(counts, spec.num_qubits)
         record = ExecutionRecord(
             backend_requested=self.name,
@@ -70,16 +69,38 @@ class AerBackend:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _sample(self, circuit: QuantumCircuit, parameters: dict[Any, NDArray[np.float64]], stream: int) -> BitArray:
-        simulator_seed = int(stream_seed(self.seed, stream).generate_state(1)[0] >> 1)
-        sampler = SamplerV2(default_shots=self.shots, seed=simulator_seed)
-        bits: BitArray = sampler.run([(circuit, parameters)]).result()[0].data.meas
-        return bits
-
 
 @lru_cache(maxsize=64)
 def _measured_circuit(spec: HeadSpec) -> QuantumCircuit:
     return qiskit_circuit(spec, measure=True)  # H, RY and CX are native to Aer: nothing to transpile
+
+
+def sample_counts(
+    spec: HeadSpec,
+    circuit: QuantumCircuit,
+    weights: NDArray[np.float64],
+    angles: NDArray[np.float64],
+    shots: int,
+    seed: np.random.SeedSequence,
+    noise: Any = None,
+) -> NDArray[np.int64]:
+    """Counts (R, 2^n) of Aer's shots, qubit 0 most significant; not to be called from two threads at once.
+
+    Args:
+        spec: The head.
+        circuit: The head with its parameters, measured into ``meas``; as Aer or the machine can run it.
+        weights: (L, n) or (R, L, n), radians.
+        angles: (R, E), radians.
+        shots: Repetitions per row.
+        seed: Source of the sampler's seed.
+        noise: Aer's noise model, None for none.
+    """
+    if not len(angles):
+        return np.zeros((0, 2**spec.num_qubits), dtype=np.int64)
+    options = None if noise is None else {"backend_options": {"noise_model": noise}}
+    sampler = SamplerV2(default_shots=shots, seed=int(seed.generate_state(1)[0] >> 1), options=options)
+    bits: BitArray = sampler.run([(circuit, bindings(spec, weights, angles))]).result()[0].data.meas
+    return counts_of(bits)
 
 
 def bindings(spec: HeadSpec, weights: NDArray[np.float64], angles: NDArray[np.float64]) -> dict[Any, NDArray[np.float64]]:

@@ -25,7 +25,7 @@ FORBIDDEN = {
 # Packages with one home: the modules that may import them.
 HOMES = {
     "click": r"(training|serving)\.cli(\..+)?",
-    "qiskit_ibm_runtime": r"hqtl_common\.backends\.(ibm|snapshots)|training\.emulator\..+",
+    "qiskit_ibm_runtime": r"hqtl_common\.backends\.(ibm|ibm_account|snapshots)|training\.emulator\..+",
     "pennylane": r"hqtl_common\.backends\.pennylane|training\..+",
     "onnxruntime": r"hqtl_common\.stages|training\..+",
 }

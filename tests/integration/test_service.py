@@ -272,11 +272,11 @@ class TestDescriptions:
         assert answer["limits"]["max_images"] == 8
 
     def test_a_backend_that_is_not_installed_says_so(self, make_client: Callable[..., Client]) -> None:
-        client = make_client(backends=("aer", "pennylane:no.such.device"))
+        client = make_client(backends=("aer", "pennylane:qiskit.remote"))
         answer = client.get("/v1/backends").json()
         assert (answer["default"], [entry["available"] for entry in answer["backends"]]) == ("aer", [True, False])
         assert predict(client, PHOTOS[:1])["execution"]["backend_used"] == "aer"
-        assert client.post("/v1/predict", **body(PHOTOS, backend="pennylane:no.such.device")).status_code == 503
+        assert client.post("/v1/predict", **body(PHOTOS, backend="pennylane:qiskit.remote")).status_code == 503
         assert client.post("/v1/predict", **body(PHOTOS, backend="statevector")).status_code == 403
 
     def test_index_and_openapi(self, client: Client) -> None:

@@ -251,7 +251,7 @@ DAMAGES = {
 
 def _replace_table(path: Path) -> None:
     with sqlite3.connect(path) as connection:
-        connection.executescript("DROP TABLE features; CREATE TABLE features (nothing TEXT);")
+        connection.executescript("DROP TABLE features; CREATE TABLE features (other TEXT);")
     connection.close()
 
 
@@ -316,7 +316,7 @@ def test_several_writers_share_one_cache(backbone: Backbone, tmp_path: Path) -> 
             own = FeatureCache(tmp_path, backbone, SPEC)
             for start in range(part * 300, part * 300 + 300, 30):
                 own.put(ROWS[start : start + 30])
-        except BaseException as error:  # noqa: BLE001 - reported below
+        except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]

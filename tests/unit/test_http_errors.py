@@ -57,6 +57,7 @@ EXPECTED = {
     "TooLargeError": 413,
     "RejectedImageError": 422,
     "ForbiddenBackendError": 403,
+    "OutputError": 500,
     "ServiceError": 500,
     "DeadlineError": 504,
     "OverloadedError": 429,

@@ -103,7 +103,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def request_of(number: int, seconds: float = 2.0) -> Request:
     angles = np.full((3, 4), float(number))
     key = request_key("run", "ibm:test", {"shots": 100}, HeadSpec(), np.zeros((1, 4)), angles, 0)
-    return Request(key, num_rows=3, shots=100, qpu_seconds=seconds, payload=None)
+    return Request(key, num_rows=3, shots=100, qpu_seconds=seconds, payload=None, facts=lambda: {"layout": [3, 1]})
 
 
 def executor(path: Path, machine: Machine, **options: Any) -> RecordedExecutor:
@@ -117,7 +117,7 @@ def test_a_finished_request_is_replayed(tmp_path: Path, clock: Clock) -> None:
     assert len(machine.accepted) == 1
     assert first.counts is not None
     np.testing.assert_array_equal(first.counts, second.counts)
-    assert (second.qpu_seconds, second.details, second.job_id, second.state) == (2.5, {"depth": 9}, "job-0", "done")
+    assert (second.qpu_seconds, second.details, second.job_id, second.state) == (2.5, {"layout": [3, 1], "depth": 9}, "job-0", "done")
     assert Ledger(tmp_path / "l.sqlite").usage("run").qpu_seconds == 2.5
 
 

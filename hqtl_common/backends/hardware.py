@@ -1,0 +1,232 @@
+"""``ibm:NAME``: the head on a machine of IBM, through the ledger; see :mod:`hqtl_common.backends.ibm` for the client.
+
+A call is one PUB of one job, split only where the platform's limit on executions asks for it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import qiskit
+from numpy.typing import NDArray
+from qiskit import QuantumCircuit
+from qiskit.transpiler import generate_preset_pass_manager
+from qiskit.transpiler.exceptions import TranspilerError
+
+from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate
+from hqtl_common.backends.ibm import IBMProvider, Payload, open_provider
+from hqtl_common.backends.recorded import Budget, RecordedExecutor, Request, Timing
+from hqtl_common.backends.sampler import DEFAULT_SHOTS, bindings
+from hqtl_common.circuit import qiskit_circuit
+from hqtl_common.errors import CapabilityError, ConfigError
+from hqtl_common.ledger import Entry, Ledger, default_ledger_path, request_key
+from hqtl_common.records import Evaluation, ExecutionRecord
+from hqtl_common.specs import HeadSpec
+
+__all__ = ["MAX_EXECUTIONS", "HardwareBackend", "estimated_qpu_seconds"]
+
+F64 = NDArray[np.float64]
+
+MAX_EXECUTIONS = 10_000_000  # parameter sets × shots of one Sampler job
+_JOB_OVERHEAD_S = 2.0
+_EXECUTION_S = 250e-6  # default repetition delay
+_GATE_S = 100e-9
+
+
+def estimated_qpu_seconds(num_rows: int, shots: int, depth: int = 30) -> float:
+    """Billed seconds of one job: 2 s, and for each execution the repetition delay and the circuit's length.
+
+    Args:
+        num_rows: Parameter sets.
+        shots: Repetitions per set.
+        depth: Of the ISA circuit.
+    """
+    return _JOB_OVERHEAD_S + (_EXECUTION_S + depth * _GATE_S) * num_rows * shots
+
+
+@dataclass(frozen=True, slots=True)
+class _Isa:
+    circuit: QuantumCircuit
+    layout: tuple[int, ...]
+
+
+class HardwareBackend:
+    """See :class:`hqtl_common.backends.base.Backend`. Everything submitted is recorded first; nothing is paid twice.
+
+    Args:
+        name: ``ibm:ibm_fez``, ``ibm:least_busy``, ….
+        shots: Repetitions (None: 1024, and the record says so).
+        seed: Not used by a machine; part of the request's key, so that another seed asks again.
+        mode: IBM's execution mode: ``job``, ``batch`` or ``session``.
+        optimization_level: Effort of Qiskit's transpiler, 0 to 3.
+        seed_transpiler: Its seed.
+        initial_layout: Physical qubits to use, None lets the transpiler choose.
+        dynamical_decoupling: Name of a sequence (``XX``, ``XpXm``, ``XY4``), None for none.
+        twirling: Twirl gates and measurements.
+        rep_delay: Seconds between executions, None for the machine's default.
+        max_jobs: Limit on jobs of the scope.
+        max_qpu_seconds: Limit on billed seconds of the scope.
+        yes: Start without a limit.
+        scope: What the executions belong to; the same scope replays what it has paid (default: a new one).
+        ledger: The ledger's file (default: the user's).
+        settle_s: See :class:`hqtl_common.backends.recorded.Timing`, like the next three.
+        poll_s: First pause between two looks at a job.
+        max_poll_s: Longest pause.
+        deadline_s: Give up waiting after this.
+
+    Raises:
+        ConfigError: An option outside its range, or no limit and no ``yes``.
+        BackendAuthError: No account, or one that is refused.
+        UnknownBackendError: The account has no such machine.
+        BackendUnavailableError: The platform cannot be reached.
+    """
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "shots",
+            "seed",
+            "mode",
+            "optimization_level",
+            "seed_transpiler",
+            "initial_layout",
+            "dynamical_decoupling",
+            "twirling",
+            "rep_delay",
+            "max_jobs",
+            "max_qpu_seconds",
+            "yes",
+            "scope",
+            "ledger",
+            "settle_s",
+            "poll_s",
+            "max_poll_s",
+            "deadline_s",
+        }
+    )
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        shots: int | None = None,
+        seed: int | None = None,
+        mode: str = "job",
+        optimization_level: int = 3,
+        seed_transpiler: int = 0,
+        initial_layout: tuple[int, ...] | None = None,
+        dynamical_decoupling: str | None = None,
+        twirling: bool = False,
+        rep_delay: float | None = None,
+        max_jobs: int | None = None,
+        max_qpu_seconds: float | None = None,
+        yes: bool = False,
+        scope: str | None = None,
+        ledger: Path | None = None,
+        settle_s: float = 60.0,
+        poll_s: float = 5.0,
+        max_poll_s: float = 60.0,
+        deadline_s: float | None = None,
+    ) -> None:
+        if max_jobs is None and max_qpu_seconds is None and not yes:
+            raise ConfigError(f"{name!r} costs money or queues: set max_jobs or max_qpu_seconds, or say yes (--yes) to run without a limit")
+        self.name = name
+        self.shots: int = check_shots(shots) or DEFAULT_SHOTS
+        self.seed = check_seed(0 if seed is None else seed, self.shots)
+        self._provider: IBMProvider = open_provider(
+            name, mode=mode, dynamical_decoupling=dynamical_decoupling, twirling=twirling, rep_delay=rep_delay
+        )
+        self._transpile = (optimization_level, seed_transpiler, None if initial_layout is None else tuple(initial_layout))
+        self._options = {
+            "mode": mode,
+            "optimization_level": optimization_level,
+            "seed_transpiler": seed_transpiler,
+            "initial_layout": None if initial_layout is None else list(initial_layout),
+            "dynamical_decoupling": dynamical_decoupling,
+            "twirling": twirling,
+            "rep_delay": rep_delay,
+        }
+        self._executor = RecordedExecutor(
+            Ledger(ledger or default_ledger_path()),
+            self._provider,
+            scope or f"call-{uuid.uuid4().hex}",
+            Budget(max_jobs, max_qpu_seconds),
+            Timing(settle_s, poll_s, max_poll_s, deadline_s),
+        )
+        self._isa = lru_cache(maxsize=16)(self._transpiled)
+
+    def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
+        """See :meth:`hqtl_common.backends.base.Backend.run`.
+
+        Raises:
+            BudgetExceededError: A limit would be passed; nothing was submitted, and the same call can be made again later.
+            JobFailedError: A job ended without a result.
+        """
+        started = time.perf_counter()
+        weights64, angles64 = check_table(spec, weights, angles)
+        per_row = np.broadcast_to(weights64, (len(angles64), *spec.weights_shape))
+        rows = max(1, MAX_EXECUTIONS // self.shots)
+        entries = [
+            self._run_part(spec, per_row[start : start + rows], angles64[start : start + rows], stream)
+            for start in range(0, len(angles64), rows)
+        ]
+        counts = [entry.counts for entry in entries if entry.counts is not None]
+        table = np.concatenate(counts) if counts else np.zeros((0, 2**spec.num_qubits), dtype=np.int64)
+        expvals, covs = estimate(table, spec.num_qubits)
+        return Evaluation(expvals, covs, self._record(entries, len(angles64), time.perf_counter() - started))
+
+    def close(self) -> None:
+        """Close the session or batch, if one was opened."""
+        self._provider.close()
+
+    def _run_part(self, spec: HeadSpec, weights: F64, angles: F64, stream: int) -> Entry:
+        options = {**self._options, "shots": self.shots, "seed": self.seed}
+        key = request_key(self._executor.scope, self.name, options, spec, weights, angles, stream)
+        payload = Payload(lambda: self._isa(spec).circuit, bindings(spec, weights, angles), self.shots)
+        seconds = estimated_qpu_seconds(len(angles), self.shots)
+        return self._executor.run(Request(key, len(angles), self.shots, seconds, payload, lambda: self._facts(spec)))
+
+    def _facts(self, spec: HeadSpec) -> dict[str, Any]:
+        isa = self._isa(spec)
+        return {
+            "layout": list(isa.layout),
+            "depth": isa.circuit.depth(),
+            "two_qubit_gates": isa.circuit.num_nonlocal_gates(),
+            "calibration": self._provider.calibration,
+            "machine": self._provider.machine,
+        }
+
+    def _transpiled(self, spec: HeadSpec) -> _Isa:
+        level, seed, layout = self._transpile
+        passes = generate_preset_pass_manager(level, target=self._provider.target, seed_transpiler=seed, initial_layout=layout)
+        try:
+            circuit = passes.run(qiskit_circuit(spec, measure=True))
+        except TranspilerError as error:
+            raise CapabilityError(f"the head does not fit on {self._provider.machine!r}: {error}") from error
+        return _Isa(circuit, tuple(circuit.layout.initial_index_layout(filter_ancillas=True)))
+
+    def _record(self, entries: list[Entry], num_rows: int, seconds: float) -> ExecutionRecord:
+        facts = entries[-1].details if entries else {}
+        return ExecutionRecord(
+            backend_requested=self.name,
+            backend_used=f"ibm:{facts.get('machine', self._provider.machine)}",
+            shots=self.shots,
+            seed=self.seed,
+            num_rows=num_rows,
+            num_jobs=len(entries),
+            reason="the least busy machine was asked for" if self.name == "ibm:least_busy" else None,
+            job_ids=tuple(entry.job_id for entry in entries if entry.job_id is not None),
+            options=self._options,
+            layout=tuple(facts["layout"]) if "layout" in facts else None,
+            depth=facts.get("depth"),
+            two_qubit_gates=facts.get("two_qubit_gates"),
+            calibration=facts.get("calibration"),
+            versions={"qiskit": qiskit.__version__, **self._provider.versions},
+            qpu_seconds=sum(entry.qpu_seconds for entry in entries),
+            wall_seconds=seconds,
+        )

@@ -1,0 +1,116 @@
+"""Logging in to IBM's platform, strictly: no key ever leaves in place of a token, nothing is sent twice, nothing waits for ever.
+
+Account: the client's own variables QISKIT_IBM_TOKEN, QISKIT_IBM_INSTANCE (a CRN), QISKIT_IBM_CHANNEL and QISKIT_IBM_URL, or its
+saved account (readable by nobody else). HTTP_PROXY and HTTPS_PROXY are honoured. HQTL_IBM_IAM_URL sends the token exchange
+elsewhere, for rehearsals against a stand-in on this machine only.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from qiskit_ibm_runtime import QiskitRuntimeService
+from qiskit_ibm_runtime.api import client_parameters
+from qiskit_ibm_runtime.api.auth import CloudAuth
+from requests.adapters import HTTPAdapter
+
+from hqtl_common.errors import BackendAuthError, ConfigError
+
+__all__ = ["TIMEOUTS_S", "open_service", "without_secrets"]
+
+TIMEOUTS_S = (10.0, 30.0)  # connecting, reading; below the time that a submit is given to settle
+
+_ACCOUNT_FILE = Path.home() / ".qiskit" / "qiskit-ibm.json"
+_CONSTRUCTION = threading.Lock()
+
+
+def open_service() -> tuple[QiskitRuntimeService, tuple[str, ...]]:
+    """Log in; the service, and the texts that must not appear in a message.
+
+    Raises:
+        ConfigError: HQTL_IBM_IAM_URL names another machine.
+        BackendAuthError: No account, or one that is refused.
+    """
+    _check_account()
+    secrets = tuple(filter(None, (os.environ.get("QISKIT_IBM_TOKEN"), os.environ.get("QISKIT_IBM_INSTANCE"))))
+    try:
+        with _strict_authentication():
+            service = QiskitRuntimeService()
+        account = service.active_account() or {}
+    except Exception as error:
+        raise BackendAuthError(f"IBM's platform did not let the account in: {without_secrets(str(error), secrets)}") from None
+    instance = str(account.get("instance") or "")
+    if not instance.startswith("crn:"):
+        raise BackendAuthError("the account names no instance; set QISKIT_IBM_INSTANCE to its CRN (crn:v1:…)")
+    service._active_api_client = service._api_clients[instance]  # one client for everything
+    session = service._active_api_client._session
+    session.mount(session.base_url, _SendOnce(max_retries=0))
+    return service, tuple(filter(None, {*secrets, account.get("token"), instance}))
+
+
+def _check_account() -> None:
+    if os.environ.get("QISKIT_IBM_TOKEN"):
+        return
+    if not _ACCOUNT_FILE.exists():
+        raise BackendAuthError(
+            "no IBM account: set QISKIT_IBM_TOKEN and QISKIT_IBM_INSTANCE, or save one with QiskitRuntimeService.save_account"
+        )
+    if _ACCOUNT_FILE.stat().st_mode & 0o077:
+        raise BackendAuthError(f"{_ACCOUNT_FILE} holds a key and can be read by others; run: chmod 600 {_ACCOUNT_FILE}")
+
+
+@contextmanager
+def _strict_authentication() -> Iterator[None]:
+    """Services made in the body authenticate by :class:`_StrictAuth`; the client has no other place to say so."""
+    with _CONSTRUCTION, warnings.catch_warnings():
+        before = client_parameters.CloudAuth
+        client_parameters.CloudAuth = _StrictAuth
+        try:
+            yield
+        finally:
+            client_parameters.CloudAuth = before
+
+
+def _iam_url() -> str | None:
+    url = os.environ.get("HQTL_IBM_IAM_URL")
+    if url is None:
+        return None
+    host = urlsplit(url).hostname or ""
+    if host in ("127.0.0.1", "localhost", "::1") or host.endswith(".test"):
+        return url
+    raise ConfigError(f"HQTL_IBM_IAM_URL is for stand-ins on this machine only (loopback or a name ending in .test); got the host {host!r}")
+
+
+def without_secrets(text: str, secrets: tuple[str, ...]) -> str:
+    """``text`` on one line, with every secret replaced."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return " ".join(text.split())
+
+
+class _StrictAuth(CloudAuth):  # type: ignore[misc]
+    """IBM's authentication, without its habit of sending the key itself where the exchange for a token fails."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if redirected := _iam_url():
+            self.tm.url = redirected
+
+    def get_headers(self) -> dict[str, str]:
+        """Service and bearer token; raises where no token can be had."""
+        return {"Service-CRN": self.crn, "Authorization": f"Bearer {self.tm.get_token()}"}
+
+
+class _SendOnce(HTTPAdapter):  # type: ignore[misc]
+    """No repetitions, and never a wait without end."""
+
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """See requests."""
+        return super().send(request, *args, **{**kwargs, "timeout": TIMEOUTS_S})
