@@ -71,7 +71,7 @@ def test_device_that_pennylane_does_not_have_is_unknown() -> None:
 
 
 def test_device_that_cannot_be_made_is_unavailable() -> None:
-    with pytest.raises(BackendUnavailableError, match="qiskit.remote"):
+    with pytest.raises(BackendUnavailableError, match=r"qiskit\.remote"):
         get_backend("pennylane:qiskit.remote")
 
 

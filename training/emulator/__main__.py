@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import signal
 import sys
 import threading
@@ -49,7 +50,7 @@ def _options(given: argparse.Namespace) -> EmulatorOptions:
         time_factor=given.time_factor,
         queue_seconds=tuple(given.queue_seconds),
         submits_per_minute=given.submits_per_minute,
-        open_seconds=given.open_seconds,
+        open_seconds=None if math.isinf(given.open_seconds) else given.open_seconds,
         token_lifetime=given.token_lifetime,
         listing_lag=given.listing_lag,
     )
@@ -57,14 +58,18 @@ def _options(given: argparse.Namespace) -> EmulatorOptions:
 
 def _parser() -> argparse.ArgumentParser:
     default = EmulatorOptions()
-    parser = argparse.ArgumentParser(prog="python -m training.emulator", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.emulator", description="A stand-in for the IBM Quantum Platform on loopback.")
     parser.add_argument("--port", type=int, default=0, help="of 127.0.0.1 [0: any free one]")
     parser.add_argument("--backend", action="append", metavar="NAME", help=f"a machine with a snapshot; repeatable [{default.backends[0]}]")
     parser.add_argument("--seed", type=int, default=default.seed, help="of samples and queue delays [%(default)s]")
-    parser.add_argument("--time-factor", type=float, default=default.time_factor, help="real seconds per second [%(default)s: no waiting]")
+    parser.add_argument(
+        "--time-factor", type=float, default=default.time_factor, help="real seconds per second of the platform [%(default)s: no waiting]"
+    )
     parser.add_argument("--queue-seconds", type=float, nargs=2, default=default.queue_seconds, metavar=("MIN", "MAX"), help="wait of a job")
     parser.add_argument("--submits-per-minute", type=int, metavar="N", help="429 beyond [no limit]")
-    parser.add_argument("--open-seconds", type=float, default=default.open_seconds, help="QPU seconds of the Open plan [%(default)s]")
+    parser.add_argument(
+        "--open-seconds", type=float, default=default.open_seconds, help="QPU seconds of the Open plan, inf without limit [%(default)s]"
+    )
     parser.add_argument("--token-lifetime", type=float, default=default.token_lifetime, help="seconds [%(default)s]")
     parser.add_argument("--listing-lag", type=float, default=default.listing_lag, help="seconds until listings show a job [%(default)s]")
     parser.add_argument("--faults", type=Path, metavar="FILE", help="JSON list of faults")

@@ -1,0 +1,128 @@
+"""The real command, killed and interrupted at any moment: resumed, it ends with the run and the bundle of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training.export import export_run
+from training.runs import RunFolder
+
+EPOCHS = 60
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def start(photographs: Path) -> Callable[..., subprocess.Popen[str]]:
+    def start(run: Path, cache: Path, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "training.cli", "fit", str(photographs), "--out", str(run), "--cache-dir", str(cache)]
+        options = ("--weights", "none", "--epochs", str(EPOCHS), "--patience", "50", "--json", *options)
+        return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(start: Callable[..., subprocess.Popen[str]], feature_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(start(run, feature_cache))
+    return run
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    answer: dict[str, Any] = json.loads(stdout)
+    return answer
+
+
+def wait_for(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    """Until something is reached, or the process ended."""
+    while process.poll() is None and not reached():
+        time.sleep(0.002)
+
+
+def lines(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def num_features(cache: Path) -> int:
+    for path in cache.glob("*.sqlite"):
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            try:
+                return int(connection.execute("SELECT count(*) FROM features").fetchone()[0])
+            except sqlite3.OperationalError:  # not made yet
+                return 0
+    return 0
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    for name in ("result.json", "data.json", "config.json", "curves.png", "confusion.png"):
+        assert (left / name).read_bytes() == (right / name).read_bytes(), name
+    metrics = [[{**line, "seconds": 0} for line in RunFolder(path).metrics()] for path in (left, right)]
+    assert metrics[0] == metrics[1]
+    checkpoints = [RunFolder(path).load_checkpoint() for path in (left, right)]
+    assert checkpoints[0] is not None
+    assert checkpoints[1] is not None
+    assert checkpoints[0].progress == checkpoints[1].progress
+    assert checkpoints[0].tensors.keys() == checkpoints[1].tensors.keys()
+    assert all(torch.equal(value, checkpoints[1].tensors[key]) for key, value in checkpoints[0].tensors.items())
+
+
+def test_killed_at_any_moment(start: Callable[..., subprocess.Popen[str]], whole: Path, tmp_path: Path) -> None:
+    """In the features, in the epochs and at the end; always the same run, with a cache of its own."""
+    run, cache, rng = tmp_path / "run", tmp_path / "cache", random.Random(0)
+    moments: list[tuple[str, Callable[[], bool]]] = [
+        ("features", lambda: num_features(cache) > 0),
+        *((f"epoch {epoch}", lambda epoch=epoch: lines(run) >= epoch) for epoch in sorted(rng.sample(range(1, EPOCHS), 3))),
+        ("end", lambda: lines(run) == EPOCHS),
+    ]
+    killed, done = [], []
+    for name, reached in moments:
+        process = start(run, cache, "--resume")
+        wait_for(process, reached)
+        time.sleep(rng.random() * 0.02)
+        process.kill()
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            killed.append(name)
+            done.append(lines(run))
+    assert "features" in killed
+    assert len({count for count in done if 0 < count < EPOCHS}) >= 2, f"the kills must hit the epochs; got {killed} at {done}"
+    assert done == sorted(done), "an epoch was lost"
+    finish(start(run, cache, "--resume"))
+    assert_same_run(whole, run)
+    for path, name in ((whole, "undisturbed"), (run, "resumed")):
+        export_run(path, tmp_path / name)
+    for path in (tmp_path / "undisturbed").iterdir():
+        assert path.read_bytes() == (tmp_path / "resumed" / path.name).read_bytes(), path.name
+
+
+def test_interrupted(start: Callable[..., subprocess.Popen[str]], whole: Path, feature_cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run, feature_cache)
+    wait_for(process, lambda: lines(run) >= 20)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "interrupted; what was recorded is kept (hqtl-train fit --resume RUN goes on)"
+    assert "Traceback" not in stderr
+    assert 20 <= lines(run) < EPOCHS
+    assert not (run / "result.json").exists()
+    command = [sys.executable, "-m", "training.cli", "fit", "--resume", str(run), "--cache-dir", str(feature_cache), "--json"]
+    answer = finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT))
+    assert answer["epochs"] == EPOCHS
+    assert_same_run(whole, run)
