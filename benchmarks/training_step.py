@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hqtl_common.specs import HeadSpec
-from training.head import Head
+from training.head import Head, make_head
 from training.model import HybridModel, build_model
 
 FEATURES = 512
@@ -60,8 +60,8 @@ def milliseconds(step: Callable[[], None], repeats: int) -> float:
 def peers(num_layers: int) -> dict[str, HybridModel]:
     spec = HeadSpec(num_layers=num_layers)
     ours = build_model(FEATURES, 2, spec)
-    broadcast = build_model(FEATURES, 2, spec, backend="pennylane:default.qubit")
-    one_by_one = build_model(FEATURES, 2, spec, backend="pennylane:default.qubit")
+    broadcast = ours.with_head(make_head(spec, ours.head.weights, backend="pennylane:default.qubit"))
+    one_by_one = ours.with_head(make_head(spec, ours.head.weights, backend="pennylane:default.qubit"))
     one_by_one.head = OneByOne(one_by_one.head)  # type: ignore[assignment]
     return {"ours": ours, "PennyLane, broadcast": broadcast, "PennyLane, image by image": one_by_one}
 

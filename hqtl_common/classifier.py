@@ -11,12 +11,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hqtl_common.adaptive import DecisionRule, ShotPlan, evaluate_adaptively
 from hqtl_common.backends.base import Backend
 from hqtl_common.backends.registry import get_backend
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.errors import BundleFormatError, ConfigError, ShapeError
 from hqtl_common.preprocess import preprocess_batch
-from hqtl_common.records import InferenceBatch, Prediction
+from hqtl_common.records import Evaluation, InferenceBatch, Prediction
 from hqtl_common.stages import Stage
 
 __all__ = ["HybridClassifier", "decide", "softmax"]
@@ -61,7 +62,8 @@ class HybridClassifier:
         _check_stage(self._backbone, (3, edge, edge), features)
         _check_stage(self._pre_net, (features,), head.num_angles)
         _check_stage(self._post_net, (head.num_qubits,), len(bundle.labels))
-        self._post_weight = self._post_net(np.eye(head.num_qubits)) - self._post_net(np.zeros((1, head.num_qubits)))  # (n, C): it is linear
+        self._post_bias = np.asarray(self._post_net(np.zeros((1, head.num_qubits)))[0], dtype=np.float64)  # (C,)
+        self._post_weight = self._post_net(np.eye(head.num_qubits)) - self._post_bias  # (n, C): it is linear
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +94,13 @@ class HybridClassifier:
         return dataclasses.replace(batch, features=features, angles=self._pre_net(features))
 
     def run(
-        self, batch: InferenceBatch, *, backend: Backend | None = None, stream: int = 0, threshold: float | None = None
+        self,
+        batch: InferenceBatch,
+        *,
+        backend: Backend | None = None,
+        stream: int = 0,
+        threshold: float | None = None,
+        max_shots: int | None = None,
     ) -> InferenceBatch:
         """Fill every field after ``angles``, and before it those still empty: classical stages whose result is given do not run.
 
@@ -101,10 +109,13 @@ class HybridClassifier:
             backend: Where the head runs (default: the classifier's).
             stream: Which independent noise to draw; see :meth:`hqtl_common.backends.base.Backend.run`.
             threshold: In place of the classifier's.
+            max_shots: Sample images whose label is still in doubt again, with at most so many shots each; fills ``shots_used``.
+                See :func:`hqtl_common.adaptive.evaluate_adaptively`.
 
         Raises:
             ShapeError: An array does not fit its stage.
-            ConfigError: An illegal threshold.
+            ConfigError: An illegal threshold, or ``max_shots`` below the backend's shots or far above them.
+            CapabilityError: ``max_shots`` with a backend that gives exact values.
             BackendError: The head could not be run.
         """
         threshold = self.threshold if threshold is None else _check_threshold(self.bundle, threshold)
@@ -112,7 +123,7 @@ class HybridClassifier:
             batch = self.featurize(batch)
         assert batch.angles is not None
         backend = backend or self.backend
-        answer = backend.run(self.bundle.head, self.bundle.weights, batch.angles, stream=stream)
+        answer, shots_used = self._evaluate(backend, batch.angles, stream, threshold, max_shots)
         logits = np.asarray(self._post_net(answer.expvals), dtype=np.float64)
         temperature = self.bundle.manifest.temperature_for(backend.name)
         probabilities = softmax(logits / temperature)
@@ -127,7 +138,20 @@ class HybridClassifier:
             label_indices=decide(probabilities, self.bundle.labels.index(self.bundle.manifest.positive_label), threshold),
             labels=self.bundle.labels,
             execution=answer.record,
+            shots_used=shots_used,
         )
+
+    def _evaluate(
+        self, backend: Backend, angles: NDArray[np.float32], stream: int, threshold: float | None, max_shots: int | None
+    ) -> tuple[Evaluation, NDArray[np.int64] | None]:
+        head, weights, manifest = self.bundle.head, self.bundle.weights, self.bundle.manifest
+        if max_shots is None:
+            return backend.run(head, weights, angles, stream=stream), None
+        plan = ShotPlan.of(backend, max_shots)
+        temperature, positive = manifest.temperature_for(backend.name), self.bundle.labels.index(manifest.positive_label)
+        rule = DecisionRule.of(self._post_weight / temperature, self._post_bias / temperature, positive, threshold)
+        found = evaluate_adaptively(backend, head, weights, angles, rule, plan, stream=stream)
+        return found.answer, found.shots_used
 
     def predict(self, source: Source) -> Prediction:
         """Classify one image (encoded bytes, or a path).

@@ -100,6 +100,7 @@ class Prediction:
 
     ``probability`` is the probability of ``label``, and ``interval`` its 95 % interval from shot noise
     (None when the head is exact). Arrays are one-dimensional; ``expvals`` are ⟨Z_i⟩, ``angles`` radians.
+    ``shots_used`` is the number of shots of this image where it was adaptive, else None.
     """
 
     label: str
@@ -111,10 +112,12 @@ class Prediction:
     expval_stds: F64 | None
     logits: F64
     execution: ExecutionRecord
+    shots_used: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready copy of everything but ``execution``, which several predictions share."""
         stds = self.expval_stds
+        adaptive = {} if self.shots_used is None else {"shots_used": self.shots_used}
         return {
             "label": self.label,
             "probability": self.probability,
@@ -124,6 +127,7 @@ class Prediction:
             "expvals": self.expvals.tolist(),
             "expval_stds": None if stds is None else stds.tolist(),
             "logits": self.logits.tolist(),
+            **adaptive,
         }
 
 
@@ -132,7 +136,8 @@ class InferenceBatch:
     """Every stage of B images, filled from left to right; see the table at the top of this module.
 
     ``probabilities`` (B, C) float64 is calibrated; ``intervals`` (B, C, 2) its 95 % intervals from shot noise.
-    ``label_indices`` (B,) are positions in ``labels``.
+    ``label_indices`` (B,) are positions in ``labels``. ``shots_used`` (B,) are the shots of each image where their number was
+    adaptive (:mod:`hqtl_common.adaptive`), else None.
     """
 
     pixels: F32 | None = None
@@ -146,6 +151,7 @@ class InferenceBatch:
     label_indices: NDArray[np.intp] | None = None
     labels: tuple[str, ...] = ()
     execution: ExecutionRecord | None = None
+    shots_used: NDArray[np.int64] | None = None
 
     @property
     def expval_stds(self) -> F64 | None:
@@ -183,6 +189,7 @@ class InferenceBatch:
             expval_stds=None if stds is None else stds[index],
             logits=self.logits[index],
             execution=self.execution,
+            shots_used=None if self.shots_used is None else int(self.shots_used[index]),
         )
 
 

@@ -40,6 +40,11 @@ Exit codes:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results; new, or with --resume an earlier one.")
 @click.option("--backend", help="Where the head runs, for example aer or pennylane:default.qubit.  [default: statevector]")
 @click.option("--shots", type=click.IntRange(min=1), help="Repetitions per image.  [default: exact where the backend can]")
+@click.option(
+    "--max-shots",
+    type=click.IntRange(min=1),
+    help="Repeat images whose label is in doubt up to so often; others stop at --shots, with at most 5 % wrong labels by stopping early.",
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampling.  [default: 0]")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Images computed together.  [default: 32]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads that decode images.  [default: number of cores]")
@@ -59,6 +64,7 @@ def main(
     out: Path,
     backend: str | None,
     shots: int | None,
+    max_shots: int | None,
     seed: int | None,
     batch_size: int | None,
     workers: int | None,
@@ -76,7 +82,7 @@ def main(
         try:
             from serving.scoring import Request
 
-            request = Request(backend=backend, shots=shots, seed=seed, batch_size=batch_size, threshold=threshold)
+            request = Request(backend=backend, shots=shots, seed=seed, batch_size=batch_size, threshold=threshold, max_shots=max_shots)
             code = _score(folder, bundle, out, request, resume, workers, as_json, stop, again)
         except KeyboardInterrupt:
             code = _report_error("Interrupted", "interrupted", as_json, _INTERRUPTED, again)

@@ -42,6 +42,7 @@ class FitConfig(BaseModel):
         backend: Where the head runs during training.
         diff_method: ``auto`` or a gradient method that is legal on the backend.
         shots: Repetitions per parameter set; None = exact.
+        backend_options: Options of the backend by its own names.
         seed: Seed of the split, the initial weights, the order of batches, and sampling.
         positive: The class that precision, recall and the threshold speak of; None finds a name like ``crack``.
         device: torch's device for the backbone: ``auto``, ``cpu`` or ``cuda``.
@@ -63,6 +64,7 @@ class FitConfig(BaseModel):
     backend: str = "statevector"
     diff_method: str = "auto"
     shots: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    backend_options: dict[str, Any] = {}
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     positive: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"

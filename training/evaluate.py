@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,11 @@ from training.console import progress_bar, say, warn
 from training.data import SPLIT_NAMES, ImageDataset, Sample
 from training.decode import decode_batches
 from training.features import BATCH_SIZE
-from training.head import make_backend
 from training.metrics import classification_metrics
 from training.model import HybridModel, build_model
 from training.prepare import SourceData, compute_features, pick_device, read_source, split_source
 from training.runs import RunFolder, is_run
+from training.spending import Limits, check_limits, open_backend
 
 __all__ = ["Answers", "TrainedRun", "evaluate", "load_run"]
 
@@ -97,6 +99,8 @@ def evaluate(
     backend: str = "statevector",
     shots: int | None = None,
     seed: int = 0,
+    backend_options: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
     subset: str = "auto",
     cache_folder: Path,
     device: str = "auto",
@@ -110,6 +114,8 @@ def evaluate(
         backend: Where the head runs.
         shots: Repetitions, None = exact.
         seed: Seed of the sampling.
+        backend_options: Options of the backend by its own names.
+        limits: What may be spent on a paid backend.
         subset: ``train``, ``val``, ``test`` or ``all``. ``auto`` is ``test`` for the folder that the model was trained
             on and for a folder that has a folder ``test``, so that no training image flatters the figures; else ``all``.
         cache_folder: Where features of a run are cached.
@@ -121,11 +127,13 @@ def evaluate(
         InputError: The model or the folder cannot be used.
         BackendError: The head could not be run.
     """
-    engine = make_backend(backend, shots, seed)
-    if engine.shots is not None and engine.seed is None:
-        warn(f"{backend} draws without a seed: another run gives other samples")
+    check_limits(backend, limits)
     trained: _RunJudge | _BundleJudge = _RunJudge(model, cache_folder, device, verbose) if is_run(model) else _BundleJudge(model)
     source = read_source(folder)
+    scope = f"evaluate-{hashlib.sha256(f'{trained.data_sha256} {source.digest} {subset}'.encode()).hexdigest()[:24]}"
+    engine = open_backend(backend, shots=shots, seed=seed, options=backend_options, limits=limits, scope=scope)
+    if engine.shots is not None and engine.seed is None:
+        warn(f"{backend} draws without a seed: another run gives other samples")
     name, indices = _choose(source, trained, subset)
     chosen = _restrict(source, indices)
     truth = _truth(chosen.dataset, trained.labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from hqtl_common.errors import ConfigError
 from training.backbones import load_backbone
 from training.config import FitConfig
 from training.console import progress_bar, say
-from training.head import resolve_diff_method
+from training.head import make_head, resolve_diff_method
 from training.metrics import classification_metrics, find_positive
 from training.model import HybridModel, build_model
 from training.plots import plot_confusion, plot_curves
 from training.prepare import PreparedData, pick_device, prepare
 from training.runs import RunFolder
+from training.spending import Limits, check_limits
 from training.trainer import Trainer, TrainingData
 
 __all__ = ["fit", "open_run"]
@@ -51,13 +54,14 @@ def open_run(path: Path, config: FitConfig | None, *, resume: bool) -> tuple[Run
     return run, config
 
 
-def fit(config: FitConfig, run: RunFolder, cache_folder: Path, *, verbose: bool = False) -> dict[str, Any]:
+def fit(config: FitConfig, run: RunFolder, cache_folder: Path, *, limits: Limits | None = None, verbose: bool = False) -> dict[str, Any]:
     """Train, or go on training, and return what ``result.json`` holds.
 
     Args:
         config: Options.
         run: From :func:`open_run`.
         cache_folder: Where features are cached.
+        limits: What may be spent on a paid backend.
         verbose: Say more.
 
     Raises:
@@ -68,13 +72,14 @@ def fit(config: FitConfig, run: RunFolder, cache_folder: Path, *, verbose: bool 
     if (finished := run.result()) is not None:
         say(f"{run.path} is finished; nothing to do")
         return finished
+    check_limits(config.backend, limits)
     method = resolve_diff_method(config.backend, config.shots, config.diff_method)
     backbone = load_backbone(config.backbone, config.weights, config.seed)
     data = prepare(config, backbone, cache_folder, pick_device(config.device), verbose=verbose)
     positive = find_positive(data.record["labels"], config.positive)
     head_record = {"diff_method": method, "positive": positive, "backbone_sha256": backbone.digest}
     _record_data(run, data.record | head_record)
-    trainer, model = _train(config, run, data, method)
+    trainer, model = _train(config, run, data, method, limits)
     model.load_state_dict(trainer.best_state)
     val, test = _measure(model, data, "val", positive), _measure(model, data, "test", positive)
     result = {
@@ -108,9 +113,27 @@ def _record_data(run: RunFolder, record: dict[str, Any]) -> None:
         )
 
 
-def _train(config: FitConfig, run: RunFolder, data: PreparedData, method: str) -> tuple[Trainer, HybridModel]:
+def _scope(config: FitConfig, data: PreparedData) -> str:
+    """What paid executions belong to: the same options on the same data replay what was paid, wherever the run lies."""
+    what = json.dumps([config.training_record(), data.record["data_sha256"], data.record["split_sha256"]], sort_keys=True)
+    return f"fit-{hashlib.sha256(what.encode()).hexdigest()[:24]}"
+
+
+def _train(config: FitConfig, run: RunFolder, data: PreparedData, method: str, limits: Limits | None) -> tuple[Trainer, HybridModel]:
     width, classes = data.features.shape[1], len(data.record["labels"])
-    model = build_model(width, classes, config.head_spec, backend=config.backend, diff_method=method, shots=config.shots, seed=config.seed)
+    model = build_model(width, classes, config.head_spec, seed=config.seed)
+    head = make_head(
+        config.head_spec,
+        model.head.weights,
+        backend=config.backend,
+        diff_method=method,
+        shots=config.shots,
+        seed=config.seed,
+        backend_options=config.backend_options,
+        limits=limits,
+        scope=_scope(config, data),
+    )
+    model = model.with_head(head)
     shots = "exact" if model.head.shots is None else f"{model.head.shots} shots"
     say(f"head on {config.backend}, {shots}, gradient by {method}")
     trainer = Trainer(model, config, run)

@@ -6,7 +6,7 @@ Every module maps angles (B, n) in radians to ⟨Z_i⟩ (B, n) float64 and owns 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from hqtl_common.backends.base import Backend
-from hqtl_common.backends.registry import backend_capabilities, get_backend
+from hqtl_common.backends.registry import backend_capabilities
 from hqtl_common.circuit import cx_permutation, z_signs
 from hqtl_common.errors import CapabilityError, ConfigError
 from hqtl_common.shifts import ShiftTable, forward_only, shift_table
 from hqtl_common.specs import HeadSpec
+from training.spending import Limits, open_backend
 
-__all__ = ["Head", "QNodeHead", "ShiftHead", "StatevectorHead", "make_backend", "make_head", "resolve_diff_method"]
+__all__ = ["Head", "QNodeHead", "ShiftHead", "StatevectorHead", "make_head", "resolve_diff_method"]
 
 _BACKPROP_DEVICES = ("default.qubit", "default.mixed")
 _ADJOINT_DEVICES = ("default.qubit", "lightning.qubit")
@@ -59,6 +60,8 @@ class StatevectorHead(Head):
 
     def forward(self, angles: Tensor) -> Tensor:
         """Angles (B, n), radians → ⟨Z_i⟩ (B, n)."""
+        self.num_rows += len(angles)
+        self.num_jobs += 1
         half = angles.to(self.weights.dtype) / 2
         # RY(a)·H|0⟩ = (cos(a/2) − sin(a/2), cos(a/2) + sin(a/2)) / √2 = (cos(a/2 + π/4), sin(a/2 + π/4))
         turned = half + math.pi / 4
@@ -185,7 +188,16 @@ def resolve_diff_method(backend: str, shots: int | None, requested: str = "auto"
 
 
 def make_head(
-    spec: HeadSpec, weights: Tensor, *, backend: str = "statevector", diff_method: str = "auto", shots: int | None = None, seed: int = 0
+    spec: HeadSpec,
+    weights: Tensor,
+    *,
+    backend: str = "statevector",
+    diff_method: str = "auto",
+    shots: int | None = None,
+    seed: int = 0,
+    backend_options: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
+    scope: str = "",
 ) -> Head:
     """The module for a backend and a gradient method.
 
@@ -196,32 +208,23 @@ def make_head(
         diff_method: See :func:`resolve_diff_method`.
         shots: Repetitions, None = exact.
         seed: Seed of sampling and of random directions.
+        backend_options: Options of the backend by its own names.
+        limits: What may be spent on a paid backend.
+        scope: What its executions belong to.
 
     Raises:
-        BackendError: See :func:`resolve_diff_method` and :func:`hqtl_common.backends.registry.get_backend`.
+        BackendError: See :func:`resolve_diff_method` and :func:`training.spending.open_backend`.
+        ConfigError: See :func:`training.spending.open_backend`.
     """
     method = resolve_diff_method(backend, shots, diff_method)
-    if method in ("backprop", "adjoint"):
-        if backend == "statevector":
-            return StatevectorHead(spec, weights)
-        return QNodeHead(spec, weights, backend.partition(":")[2], method)
-    return ShiftHead(spec, weights, make_backend(backend, shots, seed), method, seed)
-
-
-def make_backend(name: str, shots: int | None, seed: int) -> Backend:
-    """A backend with a seed, or without one where its device takes none (its draws do not repeat then).
-
-    Raises:
-        BackendError: See :func:`hqtl_common.backends.registry.get_backend`.
-        ConfigError: Shots or seed out of range.
-    """
-    try:
-        return get_backend(name, shots=shots, seed=seed)
-    except ConfigError:
-        backend = get_backend(name, shots=shots)  # raises again whatever is not about the seed
-        if backend.seed is not None:  # it takes seeds, but not this one
-            raise
-        return backend
+    if method not in ("backprop", "adjoint"):
+        engine = open_backend(backend, shots=shots, seed=seed, options=backend_options, limits=limits, scope=scope)
+        return ShiftHead(spec, weights, engine, method, seed)
+    if backend_options:
+        raise ConfigError(f"{backend!r} differentiated by {method} has no options; got {', '.join(sorted(backend_options))}")
+    if backend == "statevector":
+        return StatevectorHead(spec, weights)
+    return QNodeHead(spec, weights, backend.partition(":")[2], method)
 
 
 def _is_legal(backend: str, shots: int | None, method: str) -> bool:

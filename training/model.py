@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hqtl_common.specs import HeadSpec
-from training.head import Head, make_head
+from training.head import Head, StatevectorHead
 
 __all__ = ["HybridModel", "PreNet", "build_model"]
 
@@ -61,33 +61,21 @@ class HybridModel(nn.Module):
 
 
 def build_model(
-    feature_width: int,
-    num_classes: int,
-    spec: HeadSpec,
-    *,
-    backend: str = "statevector",
-    diff_method: str = "auto",
-    shots: int | None = None,
-    seed: int = 0,
-    state: Mapping[str, Tensor] | None = None,
+    feature_width: int, num_classes: int, spec: HeadSpec, *, seed: int = 0, state: Mapping[str, Tensor] | None = None
 ) -> HybridModel:
-    """A model with seeded initial values, or with those of ``state``.
+    """A model with the exact head, and seeded initial values or those of ``state``; :meth:`HybridModel.with_head` changes the head.
 
     Args:
         feature_width: F.
         num_classes: C.
         spec: The head's structure.
-        backend: See :func:`training.head.make_head`, like the next three.
-        diff_method: Gradient method.
-        shots: Repetitions, None = exact.
-        seed: Seed of the initial values and of sampling.
+        seed: Seed of the initial values.
         state: Values of :meth:`torch.nn.Module.state_dict`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         weights = _INITIAL_SPREAD * torch.randn(*spec.weights_shape, dtype=torch.float64)
-        head = make_head(spec, weights, backend=backend, diff_method=diff_method, shots=shots, seed=seed)
-        model = HybridModel(feature_width, num_classes, head)
+        model = HybridModel(feature_width, num_classes, StatevectorHead(spec, weights))
     if state is not None:
         model.load_state_dict(dict(state))
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from training.console import STDOUT
+from training.plan import Plan
 
-__all__ = ["print_confusion", "print_figures", "print_fit"]
+__all__ = ["print_backends", "print_confusion", "print_figures", "print_fit", "print_jobs", "print_plans"]
 
 
 def print_fit(path: Path, result: dict[str, Any]) -> None:
@@ -42,3 +44,49 @@ def print_confusion(figures: dict[str, Any]) -> None:
     for label, row in zip(labels, figures["confusion"], strict=True):
         table.add_row(label, *(str(count) for count in row))
     STDOUT.print(table)
+
+
+def print_backends(rows: list[dict[str, Any]], account: dict[str, Any] | None) -> None:
+    """The families of backends, and the machines of an account where one was asked."""
+    table = Table("name", "exact", "shots", "paid", "gradient methods", "what", box=None, pad_edge=False)
+    for row in rows:
+        marks = ("yes" if row[key] else "–" for key in ("exact", "shots", "paid"))
+        table.add_row(row["name"], *marks, ", ".join(row["diff_methods"]), row["summary"])
+    STDOUT.print(table)
+    if account is not None:
+        machines = Table("machine", "qubits", "queue", "operational", "calibrated", box=None, pad_edge=False)
+        for machine in account["machines"]:
+            machines.add_row(*(str(machine[key]) for key in ("name", "num_qubits", "pending_jobs", "operational", "calibration")))
+        STDOUT.print(machines)
+        STDOUT.print(f"usage: {account['usage']}")
+
+
+def print_plans(plans: dict[str, Plan], *, as_json: bool) -> None:
+    """Costs side by side, as JSON or as a table."""
+    if as_json:
+        STDOUT.file.write(json.dumps({name: plan.to_dict() for name, plan in plans.items()}) + "\n")
+        return
+    prices = list(next(iter(plans.values())).prices)
+    table = Table(
+        "", "jobs", "parameter sets", "executions", "QPU", "wall, at least", "Open plan's month", *prices, box=None, pad_edge=False
+    )
+    for name, plan in plans.items():
+        cells = [f"{plan.counts.jobs:,}", f"{plan.counts.parameter_sets:,}", f"{plan.executions:,}"]
+        times = [_duration(plan.qpu_seconds), _duration(plan.wall_seconds), f"{100 * plan.open_plan_share:,.1f} %"]
+        table.add_row(name, *cells, *times, *(f"${price:,.2f}" for price in plan.prices.values()))
+    STDOUT.print(table)
+
+
+def print_jobs(rows: list[dict[str, Any]]) -> None:
+    """Recorded executions."""
+    table = Table("job", "state", "backend", "sets", "shots", "QPU s", "created", "key", box=None, pad_edge=False)
+    for row in rows:
+        cells = (row["job_id"] or "–", row["state"], row["backend"], row["parameter_sets"], row["shots"], f"{row['qpu_seconds']:.1f}")
+        table.add_row(*map(str, cells), row["created"], row["key"][:12])
+    STDOUT.print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,11 +19,13 @@ import qiskit_aer
 from numpy.typing import NDArray
 
 from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate, stream_seed
-from hqtl_common.backends.isa import IsaHead, isa_head
+from hqtl_common.backends.isa import IsaHead, isa_calibration, isa_head
 from hqtl_common.backends.machine import Machine
+from hqtl_common.backends.mitigation import MITIGATION_OPTIONS, Calibration, mitigated, mitigation_of
+from hqtl_common.backends.mitigation_circuits import CALIBRATION_STATES, calibration_parameters
 from hqtl_common.backends.noisy import probabilities
 from hqtl_common.backends.profiles import load_profile, paper_machine, profile_machine
-from hqtl_common.backends.sampler import sample_counts
+from hqtl_common.backends.sampler import bindings, sample_counts
 from hqtl_common.circuit import z_signs
 from hqtl_common.errors import CapabilityError, ConfigError
 from hqtl_common.records import Evaluation, ExecutionRecord
@@ -41,6 +44,15 @@ _MAKING = threading.Lock()  # one object per machine, also when threads ask at o
 DEFAULT_OPTIMIZATION_LEVEL = 2
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Rows for both engines: values by name, and (R, E) columns with (W,) or (R, W) further ones."""
+
+    bindings: dict[Any, F64]
+    angles: F64
+    weights: F64
+
+
 class NoisyBackend:
     """A machine imitated; see :class:`hqtl_common.backends.base.Backend`.
 
@@ -52,6 +64,9 @@ class NoisyBackend:
         seed_transpiler: Its seed.
         method: How shots are drawn: ``density-matrix`` from exact noisy probabilities, ``aer`` by Aer's SamplerV2 (slow).
             Where the exact engine cannot hold the circuit Aer draws, and the record's ``reason`` says so.
+        mitigation: ``readout`` or None; see :mod:`hqtl_common.backends.mitigation`. Exact values are mitigated exactly.
+        calibration_shots: Repetitions of each calibration circuit, with shots only.
+        zne: Odd factors of the zero-noise extrapolation, for example (1, 3, 5); each takes ``shots`` of its own.
 
     Raises:
         UnknownBackendError: There is no such machine.
@@ -59,7 +74,7 @@ class NoisyBackend:
         CapabilityError: Exact values by Aer.
     """
 
-    OPTIONS: ClassVar[frozenset[str]] = frozenset({"shots", "seed", "optimization_level", "seed_transpiler", "method"})
+    OPTIONS: ClassVar[frozenset[str]] = MITIGATION_OPTIONS | {"shots", "seed", "optimization_level", "seed_transpiler", "method"}
 
     def __init__(
         self,
@@ -70,6 +85,9 @@ class NoisyBackend:
         optimization_level: int = DEFAULT_OPTIMIZATION_LEVEL,
         seed_transpiler: int = 0,
         method: str = METHODS[0],
+        mitigation: str | None = None,
+        calibration_shots: int | None = None,
+        zne: tuple[int, ...] | None = None,
     ) -> None:
         self.name = name
         self.shots = check_shots(shots)
@@ -81,6 +99,7 @@ class NoisyBackend:
         if method == "aer" and self.shots is None:
             raise CapabilityError(f"{name!r} with method 'aer' only samples; give shots, or leave the method out for exact values")
         self.method = method
+        self._mitigation = mitigation_of(self.shots, mitigation, calibration_shots, zne)
         self._machine = machine_of(name)
         self._lock = threading.Lock()  # Aer's simulator object is shared and not thread-safe
 
@@ -88,11 +107,19 @@ class NoisyBackend:
         """See :meth:`hqtl_common.backends.base.Backend.run`."""
         started = time.perf_counter()
         weights64, angles64 = check_table(spec, weights, angles)
-        head = isa_head(self._machine, spec, self.optimization_level, self.seed_transpiler)
+        heads = [isa_head(self._machine, spec, self.optimization_level, self.seed_transpiler, k) for k in (1, *self._mitigation.factors)]
+        head = heads[0]
         if head.program is None and self.shots is None:
             raise CapabilityError(f"{self.name!r} has no exact values for this head: {head.reason}; give shots")
         method = "aer" if head.program is None else self.method
-        expvals, covs = self._evaluate(head, method, spec, weights64, angles64, stream)
+        weights_flat = weights64.reshape(*weights64.shape[:-2], spec.num_weights)
+        first, *others = self._seeds(stream)
+        table = _Table(bindings(spec, weights64, angles64), angles64, weights_flat)
+        estimates = [
+            self._estimate(one, method, table, self.shots, seed) for one, seed in zip(heads[1:], [first, *others[1:]], strict=True)
+        ]
+        calibration = self._calibration(head, method, others[0]) if self._mitigation.readout else None
+        expvals, covs = mitigated(estimates, self._mitigation, calibration)
         record = ExecutionRecord(
             backend_requested=self.name,
             backend_used=self.name,
@@ -100,7 +127,7 @@ class NoisyBackend:
             shots=self.shots,
             seed=self.seed,
             num_rows=len(angles64),
-            options=self._options(method),
+            options=self._options(method) | self._mitigation.report(len(angles64), self.shots, calibration),
             layout=head.layout,
             depth=head.depth,
             two_qubit_gates=head.two_qubit_gates,
@@ -117,19 +144,31 @@ class NoisyBackend:
         effective = {"method": method, "optimization_level": self.optimization_level, "seed_transpiler": self.seed_transpiler}
         return effective | self._machine.options
 
-    def _evaluate(self, head: IsaHead, method: str, spec: HeadSpec, weights: F64, angles: F64, stream: int) -> tuple[F64, F64 | None]:
-        seed = stream_seed(self.seed, stream)
+    def _seeds(self, stream: int) -> list[np.random.SeedSequence]:
+        """Of the head (the same with and without mitigation), of the calibration, and of every further factor."""
+        head = stream_seed(self.seed, stream)
+        return [head, *head.spawn(len(self._mitigation.factors))]
+
+    def _estimate(
+        self, circuit: IsaHead, method: str, table: _Table, shots: int | None, seed: np.random.SeedSequence
+    ) -> tuple[F64, F64 | None]:
+        num_qubits = circuit.circuit.num_clbits
         if method == "aer":
-            assert self.shots is not None
+            assert shots is not None
             with self._lock:
-                counts: NDArray[Any] = sample_counts(spec, head.circuit, weights, angles, self.shots, seed, head.noise)
-            return estimate(counts, spec.num_qubits)
-        assert head.program is not None
-        exact = probabilities(head.program, angles, weights.reshape(*weights.shape[:-2], spec.num_weights))
-        if self.shots is None:
-            return exact @ z_signs(spec.num_qubits), None
-        draw = np.random.default_rng(seed).multinomial(self.shots, exact / exact.sum(axis=1, keepdims=True))
-        return estimate(draw, spec.num_qubits)
+                counts: NDArray[Any] = sample_counts(circuit.circuit, table.bindings, shots, seed, circuit.noise)
+            return estimate(counts, num_qubits)
+        assert circuit.program is not None
+        exact = probabilities(circuit.program, table.angles, table.weights)
+        if shots is None:
+            return exact @ z_signs(num_qubits), None
+        draw = np.random.default_rng(seed).multinomial(shots, exact / exact.sum(axis=1, keepdims=True))
+        return estimate(draw, num_qubits)
+
+    def _calibration(self, head: IsaHead, method: str, seed: np.random.SeedSequence) -> Calibration:
+        table = _Table(calibration_parameters(), CALIBRATION_STATES, np.zeros(0))
+        circuit = isa_calibration(self._machine, head)
+        return Calibration(*self._estimate(circuit, method, table, self._mitigation.calibration_shots, seed))
 
 
 def machine_of(name: str) -> Machine:

@@ -1,14 +1,17 @@
 """``ibm:NAME``: the head on a machine of IBM, through the ledger; see :mod:`hqtl_common.backends.ibm` for the client.
 
-A call is one PUB of one job, split only where the platform's limit on executions asks for it.
+A call is one job, split only where the platform's limit on executions asks for it. Its PUBs are the head, the head with
+two-qubit gates folded (a PUB for each further factor) and the calibration of the readout; the ledger keeps the raw counts
+of all of them, below each other in this order, so that a replay mitigates the same counts.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +23,16 @@ from qiskit.transpiler import generate_preset_pass_manager
 from qiskit.transpiler.exceptions import TranspilerError
 
 from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate
-from hqtl_common.backends.ibm import IBMProvider, Payload, open_provider
+from hqtl_common.backends.costs import MAX_EXECUTIONS, estimated_qpu_seconds
+from hqtl_common.backends.ibm import IBMProvider, Payload, Pub, open_provider
+from hqtl_common.backends.mitigation import MITIGATION_OPTIONS, Calibration, mitigated, mitigation_of
+from hqtl_common.backends.mitigation_circuits import (
+    CALIBRATION_STATES,
+    calibration_circuit,
+    calibration_parameters,
+    folded,
+    measured_qubits,
+)
 from hqtl_common.backends.recorded import Budget, RecordedExecutor, Request, Timing
 from hqtl_common.backends.sampler import DEFAULT_SHOTS, bindings
 from hqtl_common.circuit import qiskit_circuit
@@ -29,25 +41,12 @@ from hqtl_common.ledger import Entry, Ledger, default_ledger_path, request_key
 from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
 
-__all__ = ["MAX_EXECUTIONS", "HardwareBackend", "estimated_qpu_seconds"]
+__all__ = ["HardwareBackend"]
 
 F64 = NDArray[np.float64]
 
-MAX_EXECUTIONS = 10_000_000  # parameter sets × shots of one Sampler job
-_JOB_OVERHEAD_S = 2.0
-_EXECUTION_S = 250e-6  # default repetition delay
-_GATE_S = 100e-9
-
-
-def estimated_qpu_seconds(num_rows: int, shots: int, depth: int = 30) -> float:
-    """Billed seconds of one job: 2 s, and for each execution the repetition delay and the circuit's length.
-
-    Args:
-        num_rows: Parameter sets.
-        shots: Repetitions per set.
-        depth: Of the ISA circuit.
-    """
-    return _JOB_OVERHEAD_S + (_EXECUTION_S + depth * _GATE_S) * num_rows * shots
+_STATES = len(CALIBRATION_STATES)
+_DEPTH = 30  # of the paper's head, for the estimate: nothing is transpiled before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,9 @@ class HardwareBackend:
         dynamical_decoupling: Name of a sequence (``XX``, ``XpXm``, ``XY4``), None for none.
         twirling: Twirl gates and measurements.
         rep_delay: Seconds between executions, None for the machine's default.
+        mitigation: ``readout`` or None; see :mod:`hqtl_common.backends.mitigation`.
+        calibration_shots: Repetitions of each calibration circuit, in every job.
+        zne: Odd factors of the zero-noise extrapolation, for example (1, 3, 5); each takes ``shots`` of its own.
         max_jobs: Limit on jobs of the scope.
         max_qpu_seconds: Limit on billed seconds of the scope.
         yes: Start without a limit.
@@ -87,7 +89,7 @@ class HardwareBackend:
         BackendUnavailableError: The platform cannot be reached.
     """
 
-    OPTIONS: ClassVar[frozenset[str]] = frozenset(
+    OPTIONS: ClassVar[frozenset[str]] = MITIGATION_OPTIONS | frozenset(
         {
             "shots",
             "seed",
@@ -123,6 +125,9 @@ class HardwareBackend:
         dynamical_decoupling: str | None = None,
         twirling: bool = False,
         rep_delay: float | None = None,
+        mitigation: str | None = None,
+        calibration_shots: int | None = None,
+        zne: tuple[int, ...] | None = None,
         max_jobs: int | None = None,
         max_qpu_seconds: float | None = None,
         yes: bool = False,
@@ -138,6 +143,12 @@ class HardwareBackend:
         self.name = name
         self.shots: int = check_shots(shots) or DEFAULT_SHOTS
         self.seed = check_seed(0 if seed is None else seed, self.shots)
+        self._mitigation = mitigation_of(self.shots, mitigation, calibration_shots, zne)
+        if (needed := self._mitigation.executions(1, self.shots)) > MAX_EXECUTIONS:
+            raise ConfigError(
+                f"shots={self.shots} with {self._mitigation.options} needs {needed:,} executions for one parameter set, "
+                f"and a job has at most {MAX_EXECUTIONS:,}"
+            )
         self._provider: IBMProvider = open_provider(
             name, mode=mode, dynamical_decoupling=dynamical_decoupling, twirling=twirling, rep_delay=rep_delay
         )
@@ -170,30 +181,66 @@ class HardwareBackend:
         started = time.perf_counter()
         weights64, angles64 = check_table(spec, weights, angles)
         per_row = np.broadcast_to(weights64, (len(angles64), *spec.weights_shape))
-        rows = max(1, MAX_EXECUTIONS // self.shots)
+        rows = self._rows_of_a_job()
         entries = [
             self._run_part(spec, per_row[start : start + rows], angles64[start : start + rows], stream)
             for start in range(0, len(angles64), rows)
         ]
-        counts = [entry.counts for entry in entries if entry.counts is not None]
-        table = np.concatenate(counts) if counts else np.zeros((0, 2**spec.num_qubits), dtype=np.int64)
-        expvals, covs = estimate(table, spec.num_qubits)
-        return Evaluation(expvals, covs, self._record(entries, len(angles64), time.perf_counter() - started))
+        answers = [self._answer(entry, spec.num_qubits) for entry in entries] or [
+            estimate(np.zeros((0, 2**spec.num_qubits)), spec.num_qubits)
+        ]
+        expvals, covs = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+        return Evaluation(expvals, covs, self._record(entries, spec.num_qubits, len(angles64), time.perf_counter() - started))
 
     def close(self) -> None:
         """Close the session or batch, if one was opened."""
         self._provider.close()
 
     def _run_part(self, spec: HeadSpec, weights: F64, angles: F64, stream: int) -> Entry:
-        options = {**self._options, "shots": self.shots, "seed": self.seed}
+        active = {name: value for name, value in self._mitigation.options.items() if value is not None}
+        options = {**self._options, **active, "shots": self.shots, "seed": self.seed}
         key = request_key(self._executor.scope, self.name, options, spec, weights, angles, stream)
-        payload = Payload(lambda: self._isa(spec).circuit, bindings(spec, weights, angles), self.shots)
-        seconds = estimated_qpu_seconds(len(angles), self.shots)
-        return self._executor.run(Request(key, len(angles), self.shots, seconds, payload, lambda: self._facts(spec)))
+        payload = Payload(tuple(self._pubs(spec, weights, angles)))
+        executions = self._mitigation.executions(len(angles), self.shots)
+        seconds = estimated_qpu_seconds(1, executions, _DEPTH * max(self._mitigation.factors))
+        return self._executor.run(Request(key, len(angles), self.shots, seconds, payload, lambda: self._facts(spec, executions)))
 
-    def _facts(self, spec: HeadSpec) -> dict[str, Any]:
+    def _pubs(self, spec: HeadSpec, weights: F64, angles: F64) -> Iterator[Pub]:
+        table = bindings(spec, weights, angles)
+        for factor in self._mitigation.factors:
+            yield Pub(partial(self._folded, spec, factor), table, len(angles), self.shots)
+        if self._mitigation.calibration_shots is not None:
+            yield Pub(partial(self._calibrating, spec), calibration_parameters(), _STATES, self._mitigation.calibration_shots)
+
+    def _folded(self, spec: HeadSpec, factor: int) -> QuantumCircuit:
+        return folded(self._isa(spec).circuit, factor)
+
+    def _calibrating(self, spec: HeadSpec) -> QuantumCircuit:
+        return calibration_circuit(spec.num_qubits, self._provider.target, measured_qubits(self._isa(spec).circuit))
+
+    def _rows_of_a_job(self) -> int:
+        """As many as the platform's limit allows."""
+        return (MAX_EXECUTIONS - self._mitigation.calibration_executions) // (self.shots * len(self._mitigation.factors))
+
+    def _answer(self, entry: Entry, num_qubits: int) -> tuple[F64, F64]:
+        """Of one job from its counts: R rows of every factor, then the calibration."""
+        assert entry.counts is not None
+        tables = entry.counts[: entry.num_rows * len(self._mitigation.factors)].reshape(-1, entry.num_rows, 2**num_qubits)
+        expvals, covs = mitigated(
+            [estimate(counts, num_qubits) for counts in tables], self._mitigation, self._calibration([entry], num_qubits)
+        )
+        assert covs is not None
+        return expvals, covs
+
+    def _calibration(self, entries: list[Entry], num_qubits: int) -> Calibration | None:
+        """From the calibration of all these jobs together."""
+        counts = [entry.counts[-_STATES:] for entry in entries if entry.counts is not None]
+        return Calibration(*estimate(np.sum(counts, axis=0), num_qubits)) if self._mitigation.readout and counts else None
+
+    def _facts(self, spec: HeadSpec, executions: int) -> dict[str, Any]:
         isa = self._isa(spec)
         return {
+            "executions": executions,
             "layout": list(isa.layout),
             "depth": isa.circuit.depth(),
             "two_qubit_gates": isa.circuit.num_nonlocal_gates(),
@@ -210,7 +257,7 @@ class HardwareBackend:
             raise CapabilityError(f"the head does not fit on {self._provider.machine!r}: {error}") from error
         return _Isa(circuit, tuple(circuit.layout.initial_index_layout(filter_ancillas=True)))
 
-    def _record(self, entries: list[Entry], num_rows: int, seconds: float) -> ExecutionRecord:
+    def _record(self, entries: list[Entry], num_qubits: int, num_rows: int, seconds: float) -> ExecutionRecord:
         facts = entries[-1].details if entries else {}
         return ExecutionRecord(
             backend_requested=self.name,
@@ -221,7 +268,7 @@ class HardwareBackend:
             num_jobs=len(entries),
             reason="the least busy machine was asked for" if self.name == "ibm:least_busy" else None,
             job_ids=tuple(entry.job_id for entry in entries if entry.job_id is not None),
-            options=self._options,
+            options=self._options | self._mitigation.report(num_rows, self.shots, self._calibration(entries, num_qubits), len(entries)),
             layout=tuple(facts["layout"]) if "layout" in facts else None,
             depth=facts.get("depth"),
             two_qubit_gates=facts.get("two_qubit_gates"),

@@ -21,7 +21,7 @@ from hqtl_common.backends.recorded import JobStatus, Request, UncertainSubmitErr
 from hqtl_common.backends.sampler import counts_of
 from hqtl_common.errors import BackendAuthError, BackendError, BackendUnavailableError, ConfigError, UnknownBackendError
 
-__all__ = ["IBMProvider", "Payload", "open_provider"]
+__all__ = ["IBMProvider", "Payload", "Pub", "open_provider"]
 
 _MODES = ("job", "batch", "session")
 _SEQUENCES = (None, "XX", "XpXm", "XY4")
@@ -29,18 +29,27 @@ _STATES = {"INITIALIZING": "queued", "QUEUED": "queued", "RUNNING": "running", "
 
 
 @dataclass(frozen=True, slots=True)
-class Payload:
-    """One PUB.
+class Pub:
+    """One circuit with its parameter sets.
 
     Args:
         circuit: Gives the ISA circuit; called only when the job is really submitted.
         parameters: Values by parameter name, as a PUB takes them.
+        num_rows: Parameter sets.
         shots: Repetitions per parameter set.
     """
 
     circuit: Callable[[], QuantumCircuit]
     parameters: dict[Any, NDArray[np.float64]]
+    num_rows: int
     shots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One job: its PUBs, whose circuits measure equally many qubits into ``meas``."""
+
+    pubs: tuple[Pub, ...]
 
 
 class IBMProvider:
@@ -86,10 +95,10 @@ class IBMProvider:
 
     def submit(self, payload: Payload, tag: str) -> str:
         """See the protocol. The POST is sent once: the client's own repetitions could pay twice."""
-        circuit = payload.circuit()
+        pubs = [(pub.circuit(), pub.parameters, pub.shots) for pub in payload.pubs]
         try:
             sampler = SamplerV2(mode=self._mode_object(), options={**self._options, "environment": {"job_tags": [tag]}})
-            job = sampler.run([(circuit, payload.parameters)], shots=payload.shots)
+            job = sampler.run(pubs)
         except Exception as error:  # the client raises its own kinds, requests' and urllib3's
             raise self._refusal(error) from None
         self._jobs[job.job_id()] = job
@@ -118,20 +127,20 @@ class IBMProvider:
         return JobStatus(known, self._text(job.error_message() or state) if known == "failed" else state)  # type: ignore[arg-type]
 
     def fetch(self, job_id: str, request: Request) -> tuple[NDArray[np.int64], float, dict[str, Any]]:
-        """See the protocol; what came is checked against what was asked."""
+        """See the protocol; every PUB that came is checked against what was asked. Counts of all PUBs stand below each other."""
         try:
             job = self._job(job_id)
-            bits = job.result(timeout=TIMEOUTS_S[1])[0].data.meas
+            found = [pub.data.meas for pub in job.result(timeout=TIMEOUTS_S[1])]
             metrics = job.metrics()
         except Exception as error:
             self._renew_token(error)
             raise BackendUnavailableError(f"the result of job {job_id} cannot be read: {self._text(error)}") from None
-        if not isinstance(bits, BitArray) or bits.shape != (request.num_rows,) or bits.num_shots != request.shots:
-            raise BackendUnavailableError(
-                f"the result of job {job_id} is not what was asked for: expected {request.num_rows} sets of {request.shots} shots"
-            )
+        pubs: tuple[Pub, ...] = request.payload.pubs
+        if len(found) != len(pubs) or not all(_fits(bits, pub) for bits, pub in zip(found, pubs, strict=True)):
+            asked = ", ".join(f"{pub.num_rows} sets of {pub.shots} shots" for pub in pubs)
+            raise BackendUnavailableError(f"the result of job {job_id} is not what was asked for: expected {asked}")
         seconds = metrics.get("usage", {}).get("quantum_seconds") or metrics.get("usage", {}).get("seconds") or 0.0
-        return counts_of(bits), float(seconds), {}
+        return np.concatenate([counts_of(bits) for bits in found]), float(seconds), {}
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job that has not finished.
@@ -173,7 +182,7 @@ class IBMProvider:
 
     def _renew_token(self, error: Exception) -> None:
         if _status_code(error) == 401:
-            self._service._active_api_client._session.auth.tm.access_token = None
+            self._service._active_api_client._session.auth.renew()
 
     def _text(self, error: object) -> str:
         return without_secrets(str(error), self._secrets)
@@ -214,6 +223,10 @@ def open_provider(name: str, *, mode: str, dynamical_decoupling: str | None, twi
     except Exception as error:
         raise BackendUnavailableError(f"the machine {wanted!r} cannot be asked: {without_secrets(str(error), secrets)}") from None
     return IBMProvider(name, service, backend, mode, options, secrets)
+
+
+def _fits(bits: Any, pub: Pub) -> bool:
+    return isinstance(bits, BitArray) and bits.shape == (pub.num_rows,) and bits.num_shots == pub.shots
 
 
 def _status_code(error: BaseException | None) -> Any:

@@ -21,9 +21,9 @@ from qiskit_ibm_runtime.api import client_parameters
 from qiskit_ibm_runtime.api.auth import CloudAuth
 from requests.adapters import HTTPAdapter
 
-from hqtl_common.errors import BackendAuthError, ConfigError
+from hqtl_common.errors import BackendAuthError, BackendUnavailableError, ConfigError
 
-__all__ = ["TIMEOUTS_S", "open_service", "without_secrets"]
+__all__ = ["TIMEOUTS_S", "account_overview", "open_service", "without_secrets"]
 
 TIMEOUTS_S = (10.0, 30.0)  # connecting, reading; below the time that a submit is given to settle
 
@@ -53,6 +53,32 @@ def open_service() -> tuple[QiskitRuntimeService, tuple[str, ...]]:
     session = service._active_api_client._session
     session.mount(session.base_url, _SendOnce(max_retries=0))
     return service, tuple(filter(None, {*secrets, account.get("token"), instance}))
+
+
+def account_overview() -> dict[str, Any]:
+    """Machines with queue and calibration, and what is left of the plan; JSON-ready, without token and instance.
+
+    Raises:
+        BackendAuthError: See :func:`open_service`.
+        BackendUnavailableError: The platform does not answer.
+    """
+    service, secrets = open_service()
+    try:
+        usage = {key: value for key, value in service.usage().items() if key not in ("instance_id", "instance", "crn")}
+        return {"machines": [_machine(backend) for backend in service.backends()], "usage": usage}
+    except Exception as error:
+        raise BackendUnavailableError(f"IBM's platform does not answer: {without_secrets(str(error), secrets)}") from None
+
+
+def _machine(backend: Any) -> dict[str, Any]:
+    status, properties = backend.status(), backend.properties()
+    return {
+        "name": str(backend.name),
+        "num_qubits": int(backend.num_qubits),
+        "pending_jobs": int(status.pending_jobs),
+        "operational": bool(status.operational),
+        "calibration": None if properties is None else properties.last_update_date.isoformat(),
+    }
 
 
 def _check_account() -> None:
@@ -103,9 +129,20 @@ class _StrictAuth(CloudAuth):  # type: ignore[misc]
         if redirected := _iam_url():
             self.tm.url = redirected
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> _StrictAuth:
+        return _StrictAuth(self.api_key, self.crn, private=self.private, proxies=self.proxies, verify=self.verify)
+
+    def renew(self) -> None:
+        """Forget the token: the next request exchanges the key for a new one, at once."""
+        self.tm.expire_time = self.tm.request_time = 0
+
     def get_headers(self) -> dict[str, str]:
         """Service and bearer token; raises where no token can be had."""
-        return {"Service-CRN": self.crn, "Authorization": f"Bearer {self.tm.get_token()}"}
+        try:
+            return {"Service-CRN": self.crn, "Authorization": f"Bearer {self.tm.get_token()}"}
+        except Exception:
+            self.renew()  # the client would sleep for a minute before it tries again
+            raise
 
 
 class _SendOnce(HTTPAdapter):  # type: ignore[misc]

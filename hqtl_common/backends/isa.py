@@ -18,12 +18,13 @@ from qiskit.transpiler.exceptions import TranspilerError
 from qiskit_aer.noise import NoiseModel, QuantumError
 
 from hqtl_common.backends.machine import Machine
+from hqtl_common.backends.mitigation_circuits import CALIBRATION_PARAMETER, calibration_circuit, folded, measured_qubits
 from hqtl_common.backends.noisy import Angle, Channel, Program, Rotation, Step, merge, readout_channel, rotation_matrix
 from hqtl_common.circuit import qiskit_circuit
 from hqtl_common.errors import CapabilityError
 from hqtl_common.specs import HeadSpec
 
-__all__ = ["MAX_ACTIVE_QUBITS", "IsaHead", "isa_head", "noise_model_of"]
+__all__ = ["MAX_ACTIVE_QUBITS", "IsaHead", "isa_calibration", "isa_head", "noise_model_of"]
 
 F64 = NDArray[np.float64]
 
@@ -65,18 +66,35 @@ class IsaHead:
     reason: str | None
 
 
-def isa_head(machine: Machine, spec: HeadSpec, optimization_level: int, seed_transpiler: int) -> IsaHead:
+def isa_head(machine: Machine, spec: HeadSpec, optimization_level: int, seed_transpiler: int, factor: int = 1) -> IsaHead:
     """Transpile once; further calls with the same arguments get the same object.
 
+    Args:
+        machine: Where to run.
+        spec: The head.
+        optimization_level: Effort of Qiskit's transpiler.
+        seed_transpiler: Its seed.
+        factor: How often each two-qubit gate runs, odd; see :func:`hqtl_common.backends.mitigation_circuits.folded`.
+
     Raises:
-        CapabilityError: The head does not fit on the machine, or not beside what is out of order there.
+        CapabilityError: The head does not fit on the machine, or not beside what is out of order there, or cannot be folded.
     """
     with _LOCK:  # a snapshot completes itself when first read
-        return _isa_head(machine, spec, optimization_level, seed_transpiler)
+        return _isa_head(machine, spec, optimization_level, seed_transpiler, factor)
+
+
+def isa_calibration(machine: Machine, head: IsaHead) -> IsaHead:
+    """The calibration circuit on the qubits that a head measures; its one parameter is ``state``."""
+    with _LOCK:
+        return _isa_calibration(machine, tuple(measured_qubits(head.circuit)))
 
 
 @lru_cache(maxsize=64)
-def _isa_head(machine: Machine, spec: HeadSpec, optimization_level: int, seed_transpiler: int) -> IsaHead:
+def _isa_head(machine: Machine, spec: HeadSpec, optimization_level: int, seed_transpiler: int, factor: int) -> IsaHead:
+    columns = {f"angles[{k}]": k for k in range(spec.num_angles)} | {f"weights[{k}]": spec.num_angles + k for k in range(spec.num_weights)}
+    if factor != 1:
+        single = _isa_head(machine, spec, optimization_level, seed_transpiler, 1)
+        return _isa(folded(single.circuit, factor), single.noise, single.layout, columns)
     passes = generate_preset_pass_manager(optimization_level, target=machine.target, seed_transpiler=seed_transpiler)
     try:
         circuit = passes.run(qiskit_circuit(spec, measure=True))
@@ -85,10 +103,19 @@ def _isa_head(machine: Machine, spec: HeadSpec, optimization_level: int, seed_tr
             f"a head of {spec.num_qubits} qubits does not fit on {machine.name!r} ({machine.target.num_qubits} qubits): {error}"
         ) from error
     _check_order(machine, circuit)
-    noise = noise_model_of(machine.target, circuit)
     layout = tuple(circuit.layout.initial_index_layout(filter_ancillas=True))
+    return _isa(circuit, noise_model_of(machine.target, circuit), layout, columns)
+
+
+@lru_cache(maxsize=64)
+def _isa_calibration(machine: Machine, qubits: tuple[int, ...]) -> IsaHead:
+    circuit = calibration_circuit(len(qubits), machine.target, list(qubits))
+    return _isa(circuit, noise_model_of(machine.target, circuit), qubits, {CALIBRATION_PARAMETER: 0})
+
+
+def _isa(circuit: QuantumCircuit, noise: NoiseModel, layout: tuple[int, ...], columns: dict[str, int]) -> IsaHead:
     try:
-        program, reason = _program(spec, circuit, noise), None
+        program, reason = _program(circuit, noise, columns), None
     except CapabilityError as error:
         program, reason = None, str(error)
     return IsaHead(circuit, noise, layout, circuit.depth(), circuit.num_nonlocal_gates(), program, reason)
@@ -134,25 +161,27 @@ def noise_model_of(target: Target, circuit: QuantumCircuit) -> NoiseModel:
     return NoiseModel.from_backend(_TargetAlone(part))
 
 
-def _program(spec: HeadSpec, circuit: QuantumCircuit, noise: NoiseModel) -> Program:
-    """Raises CapabilityError where the exact engine cannot run the circuit."""
-    measured = _measured(circuit)
+def _program(circuit: QuantumCircuit, noise: NoiseModel, columns: dict[str, int]) -> Program:
+    """Raises CapabilityError where the exact engine cannot run the circuit; ``columns`` say where a parameter's values stand."""
+    measured = measured_qubits(circuit)
     touched = {qubit for instruction in _instructions(circuit) for qubit in _qubits(circuit, instruction)}
     active = [*measured, *sorted(touched - set(measured))]
     if len(active) > MAX_ACTIVE_QUBITS:
         raise CapabilityError(f"{len(active)} qubits are too many for an exact density matrix (at most {MAX_ACTIVE_QUBITS})")
     position = {qubit: k for k, qubit in enumerate(active)}
     errors = {(entry["type"], entry["operations"][0], tuple(entry["gate_qubits"][0])): entry for entry in noise.to_dict()["errors"]}
-    columns = {f"angles[{k}]": k for k in range(spec.num_angles)} | {f"weights[{k}]": spec.num_angles + k for k in range(spec.num_weights)}
     steps: list[Step] = []
+    constant: dict[tuple[Any, ...], list[Step]] = {}  # a gate without parameters is always the same
     for instruction in _instructions(circuit):
         if instruction.operation.name == "measure":
             continue
-        qubits = _qubits(circuit, instruction)
-        places = tuple(position[qubit] for qubit in qubits)
-        steps += _gate(instruction.operation, places, columns)
-        if error := errors.get(("qerror", instruction.operation.name, qubits)):
-            steps.append(Channel(places, _transfer_tensor(SuperOp(QuantumError.from_dict(error)))))
+        gate, qubits = instruction.operation, _qubits(circuit, instruction)
+        name, places = (gate.name, *qubits), tuple(position[qubit] for qubit in qubits)
+        if gate.params or name not in constant:
+            constant[name] = list(_gate(gate, places, columns))
+            if error := errors.get(("qerror", gate.name, qubits)):
+                constant[name].append(Channel(places, _transfer_tensor(SuperOp(QuantumError.from_dict(error)))))
+        steps += constant[name]
     readouts = (_readout(qubit, position[qubit], errors, qubit in measured) for qubit in active)
     return Program(len(active), len(measured), (*merge(steps), *readouts))
 
@@ -163,13 +192,6 @@ def _instructions(circuit: QuantumCircuit) -> Iterator[CircuitInstruction]:
 
 def _qubits(circuit: QuantumCircuit, instruction: CircuitInstruction) -> tuple[int, ...]:
     return tuple(circuit.find_bit(qubit).index for qubit in instruction.qubits)
-
-
-def _measured(circuit: QuantumCircuit) -> list[int]:
-    """The physical qubit whose measurement is bit i, for every i."""
-    measurements = [instruction for instruction in circuit.data if instruction.operation.name == "measure"]
-    by_bit = {circuit.find_bit(instruction.clbits[0]).index: _qubits(circuit, instruction)[0] for instruction in measurements}
-    return [by_bit[bit] for bit in range(circuit.num_clbits)]
 
 
 def _gate(gate: Any, places: tuple[int, ...], columns: dict[str, int]) -> Iterator[Step]:

@@ -16,6 +16,8 @@ from qiskit.primitives import BitArray
 from qiskit_aer.primitives import SamplerV2
 
 from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate, stream_seed
+from hqtl_common.backends.mitigation import Calibration, mitigated, mitigation_of
+from hqtl_common.backends.mitigation_circuits import calibration_circuit, calibration_parameters
 from hqtl_common.circuit import qiskit_circuit
 from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
@@ -32,17 +34,28 @@ class AerBackend:
         name: ``aer``.
         shots: Repetitions (None: 1024, and the record says so).
         seed: Seed of the sampling.
+        mitigation: ``readout`` or None; see :mod:`hqtl_common.backends.mitigation`. Without noise it only costs.
+        calibration_shots: Repetitions of each calibration circuit.
 
     Raises:
         ConfigError: An option outside its range.
     """
 
-    OPTIONS: ClassVar[frozenset[str]] = frozenset({"shots", "seed"})
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"shots", "seed", "mitigation", "calibration_shots"})
 
-    def __init__(self, name: str = "aer", *, shots: int | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "aer",
+        *,
+        shots: int | None = None,
+        seed: int | None = None,
+        mitigation: str | None = None,
+        calibration_shots: int | None = None,
+    ) -> None:
         self.name = name
         self.shots = check_shots(shots) or DEFAULT_SHOTS
         self.seed = check_seed(seed, self.shots)
+        self._mitigation = mitigation_of(self.shots, mitigation, calibration_shots)
         self._lock = threading.Lock()  # Aer's simulator object is shared and not thread-safe
 
     def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
@@ -50,15 +63,19 @@ class AerBackend:
         started = time.perf_counter()
         weights64, angles64 = check_table(spec, weights, angles)
         circuit = _measured_circuit(spec)
+        seed = stream_seed(self.seed, stream)
         with self._lock:
-            counts = sample_counts(spec, circuit, weights64, angles64, self.shots, stream_seed(self.seed, stream))
-        expvals, covs = estimate(counts, spec.num_qubits)
+            counts = sample_counts(circuit, bindings(spec, weights64, angles64), self.shots, seed)
+            calibration = self._calibration(spec.num_qubits, seed)
+        expvals, covs = mitigated([estimate(counts, spec.num_qubits)], self._mitigation, calibration)
+        found = self._mitigation.report(len(angles64), self.shots, calibration)
         record = ExecutionRecord(
             backend_requested=self.name,
             backend_used=self.name,
             shots=self.shots,
             seed=self.seed,
             num_rows=len(angles64),
+            options={name: value for name, value in found.items() if name != "zne"},
             depth=circuit.depth(),
             two_qubit_gates=circuit.num_nonlocal_gates(),
             versions={"qiskit": qiskit.__version__, "qiskit-aer": qiskit_aer.__version__},
@@ -69,6 +86,13 @@ class AerBackend:
     def close(self) -> None:
         """Nothing is held."""
 
+    def _calibration(self, num_qubits: int, seed: np.random.SeedSequence) -> Calibration | None:
+        shots = self._mitigation.calibration_shots
+        if shots is None:
+            return None
+        counts = sample_counts(calibration_circuit(num_qubits), calibration_parameters(), shots, seed.spawn(1)[0])
+        return Calibration(*estimate(counts, num_qubits))
+
 
 @lru_cache(maxsize=64)
 def _measured_circuit(spec: HeadSpec) -> QuantumCircuit:
@@ -76,30 +100,22 @@ def _measured_circuit(spec: HeadSpec) -> QuantumCircuit:
 
 
 def sample_counts(
-    spec: HeadSpec,
-    circuit: QuantumCircuit,
-    weights: NDArray[np.float64],
-    angles: NDArray[np.float64],
-    shots: int,
-    seed: np.random.SeedSequence,
-    noise: Any = None,
+    circuit: QuantumCircuit, parameters: dict[Any, NDArray[np.float64]], shots: int, seed: np.random.SeedSequence, noise: Any = None
 ) -> NDArray[np.int64]:
     """Counts (R, 2^n) of Aer's shots, qubit 0 most significant; not to be called from two threads at once.
 
     Args:
-        spec: The head.
-        circuit: The head with its parameters, measured into ``meas``; as Aer or the machine can run it.
-        weights: (L, n) or (R, L, n), radians.
-        angles: (R, E), radians.
+        circuit: With its parameters, measured into ``meas``; as Aer or the machine can run it.
+        parameters: Values of R rows by name, each (R, ·); see :func:`bindings`.
         shots: Repetitions per row.
         seed: Source of the sampler's seed.
         noise: Aer's noise model, None for none.
     """
-    if not len(angles):
-        return np.zeros((0, 2**spec.num_qubits), dtype=np.int64)
+    if not len(next(iter(parameters.values()))):
+        return np.zeros((0, 2**circuit.num_clbits), dtype=np.int64)
     options = None if noise is None else {"backend_options": {"noise_model": noise}}
     sampler = SamplerV2(default_shots=shots, seed=int(seed.generate_state(1)[0] >> 1), options=options)
-    bits: BitArray = sampler.run([(circuit, bindings(spec, weights, angles))]).result()[0].data.meas
+    bits: BitArray = sampler.run([(circuit, parameters)]).result()[0].data.meas
     return counts_of(bits)
 
 

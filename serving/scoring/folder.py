@@ -176,7 +176,7 @@ def _score(run: _Run, state: State, classifier: HybridClassifier) -> State:
     with (
         Decoder(run.folder, bundle.preprocess, run.workers) as decoder,
         ResultWriter(run.out, state, bundle.labels, bundle.head.num_qubits, _boundaries(bundle, options)) as writer,
-        closing(score_batches(classifier, decoder, batches)) as chunks,
+        closing(score_batches(classifier, decoder, batches, options.max_shots)) as chunks,
     ):
         while not run.should_stop() and (chunk := next(chunks, None)):
             writer.append(chunk)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from hqtl_common.adaptive import ShotPlan
 from hqtl_common.backends import get_backend
 from hqtl_common.backends.base import Backend
 from hqtl_common.bundle import ModelBundle
-from hqtl_common.errors import ConfigError
+from hqtl_common.errors import ConfigError, HqtlError
 
 __all__ = ["DEFAULT_BACKEND", "DEFAULT_BATCH_SIZE", "Options", "Request", "open_backend", "resolve"]
 
@@ -31,6 +32,7 @@ class Request:
         chunk_size: Images per evaluation of the head, which is one job on backends that have jobs, and the unit in
             which results are written (default: the batch size).
         threshold: Probability from which the positive label is given (default: the bundle's).
+        max_shots: Sample images in doubt again, with at most so many shots each (default: ``shots`` for every image).
     """
 
     backend: str | None = None
@@ -39,6 +41,7 @@ class Request:
     batch_size: int | None = None
     chunk_size: int | None = None
     threshold: float | None = None
+    max_shots: int | None = None
 
 
 class Options(BaseModel):
@@ -52,6 +55,12 @@ class Options(BaseModel):
     batch_size: Annotated[int, Field(ge=1)]
     chunk_size: Annotated[int, Field(ge=1)]
     threshold: float | None
+    max_shots: Annotated[int | None, Field(ge=1)] = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs of a fixed number of shots are recorded as they were before there was ``max_shots``."""
+        return {name: value for name, value in serialize(self).items() if name != "max_shots" or value is not None}
 
 
 def resolve(request: Request, bundle: ModelBundle, recorded: Options | None) -> Options:
@@ -88,6 +97,7 @@ def _with_defaults(request: Request, bundle: ModelBundle) -> Options:
         batch_size=batch_size,
         chunk_size=chunk_size,
         threshold=default_threshold if request.threshold is None else request.threshold,
+        max_shots=request.max_shots,
     )
 
 
@@ -98,9 +108,15 @@ def open_backend(options: Options) -> Backend:
         ConfigError: An option that the backend does not know, or out of range.
         BackendError: There is no such backend, or it cannot do what the options ask.
     """
-    if options.seed is None:
-        return get_backend(options.backend, shots=options.shots)
-    return get_backend(options.backend, shots=options.shots, seed=options.seed)
+    seed = {} if options.seed is None else {"seed": options.seed}
+    backend = get_backend(options.backend, shots=options.shots, **seed)
+    if options.max_shots is not None:
+        try:
+            ShotPlan.of(backend, options.max_shots)
+        except HqtlError:
+            backend.close()
+            raise
+    return backend
 
 
 def _default_seed(request: Request) -> int | None:

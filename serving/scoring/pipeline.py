@@ -105,13 +105,16 @@ class Decoder:
             return Failure(ImageDecodeError.__name__, _stable(f"the image cannot be decoded: {type(error).__name__}: {error}"))
 
 
-def score_batches(classifier: HybridClassifier, decoder: Decoder, batches: Iterator[Batch]) -> Generator[ScoredChunk, None, None]:
+def score_batches(
+    classifier: HybridClassifier, decoder: Decoder, batches: Iterator[Batch], max_shots: int | None = None
+) -> Generator[ScoredChunk, None, None]:
     """Answers chunk by chunk, in order.
 
     Args:
         classifier: Bundle and backend.
         decoder: Where pixels come from.
         batches: What is to be scored; starts with the first batch of a chunk.
+        max_shots: See :meth:`hqtl_common.classifier.HybridClassifier.run`.
 
     Raises:
         BackendError: The head could not be run.
@@ -123,7 +126,7 @@ def score_batches(classifier: HybridClassifier, decoder: Decoder, batches: Itera
             paths += batch.paths
             parts += _angles(classifier, pixels)
             if batch.ends_chunk:
-                answers, execution = _run_head(classifier, parts, batch.chunk)
+                answers, execution = _run_head(classifier, parts, batch.chunk, max_shots)
                 yield ScoredChunk(tuple(paths), answers, execution, batch.listing_end)
                 paths, parts = [], []
 
@@ -138,12 +141,12 @@ def _angles(classifier: HybridClassifier, pixels: Sequence[F32 | Failure]) -> li
 
 
 def _run_head(
-    classifier: HybridClassifier, parts: Sequence[F32 | Failure], chunk: int
+    classifier: HybridClassifier, parts: Sequence[F32 | Failure], chunk: int, max_shots: int | None
 ) -> tuple[tuple[Answer, ...], ExecutionRecord | None]:
     usable = [item for item in parts if not isinstance(item, Failure)]
     if not usable:
         return tuple(item for item in parts if isinstance(item, Failure)), None
-    result = classifier.run(InferenceBatch(angles=np.stack(usable)), stream=chunk)
+    result = classifier.run(InferenceBatch(angles=np.stack(usable)), stream=chunk, max_shots=max_shots)
     predictions = iter(result.predictions())
     return tuple(item if isinstance(item, Failure) else next(predictions) for item in parts), result.execution
 

@@ -30,8 +30,10 @@ def make_row(path: bytes, answer: Answer) -> dict[str, Any]:
         error = {"code": answer.code, "message": answer.message}
         return {"path": text_of(path), **empty, "backend": None, "shots": None, "seed": None, "error": error}
     record = answer.execution
-    origin = {"backend": record.backend_used, "shots": record.shots, "seed": record.seed}
-    return {"path": text_of(path), **answer.to_dict(), **origin, "error": None}
+    shots = record.shots if answer.shots_used is None else answer.shots_used
+    origin = {"backend": record.backend_used, "shots": shots, "seed": record.seed}
+    fields = {name: value for name, value in answer.to_dict().items() if name != "shots_used"}
+    return {"path": text_of(path), **fields, **origin, "error": None}
 
 
 def jsonl_line(row: dict[str, Any]) -> bytes:

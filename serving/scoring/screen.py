@@ -70,5 +70,10 @@ def _doubtful(outcome: Outcome) -> Text:
 
 
 def _backend(execution: dict[str, Any]) -> str:
-    shots = "exact" if execution["shots"] is None else f"{execution['shots']:,} shots"
-    return f"{execution['backend_used']} ({shots})"
+    if execution["shots"] is None:
+        return f"{execution['backend_used']} (exact)"
+    options, shots = execution["options"], f"{execution['shots']:,}"
+    if "max_shots" in options:
+        shots += f" to {options['max_shots']:,}"
+    text = f"{execution['backend_used']} ({shots} shots)"
+    return f"{text}: {options['executions']:,} executions, {options['undecided']:,} undecided" if "undecided" in options else text

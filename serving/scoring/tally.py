@@ -18,6 +18,7 @@ CLOSE = 0.1  # an exact answer this close to the other label is called doubtful
 NAMED = 5  # doubtful and failed files that are named
 
 _SUMS = ("num_rows", "num_jobs", "job_ids", "qpu_seconds")
+_OPTION_SUMS = ("executions", "undecided")  # among the options where shots are adaptive
 
 
 def _check_text(value: object) -> str:
@@ -102,8 +103,14 @@ def _merge(executions: tuple[dict[str, Any], ...], record: ExecutionRecord | Non
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(value == other[name] for name, value in one.items() if name not in _SUMS)
+    return _fixed(one) == _fixed(other)
 
 
 def _summed(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    return {**known, **{name: known[name] + new[name] for name in _SUMS}}
+    options = {name: known["options"][name] + new["options"][name] for name in _OPTION_SUMS if name in new["options"]}
+    return {**known, **{name: known[name] + new[name] for name in _SUMS}, "options": {**known["options"], **options}}
+
+
+def _fixed(execution: dict[str, Any]) -> dict[str, Any]:
+    options = {name: value for name, value in execution["options"].items() if name not in _OPTION_SUMS}
+    return {**{name: value for name, value in execution.items() if name not in _SUMS}, "options": options}

@@ -82,47 +82,36 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert all(torch.equal(value, checkpoints[1].tensors[key]) for key, value in checkpoints[0].tensors.items())
 
 
-def test_killed_at_any_moment(start: Callable[..., subprocess.Popen[str]], whole: Path, tmp_path: Path) -> None:
-    """In the features, in the epochs and at the end; always the same run, with a cache of its own."""
+def test_stopped_at_any_moment(start: Callable[..., subprocess.Popen[str]], whole: Path, tmp_path: Path) -> None:
+    """Killed in the features, in the epochs and at the end, and interrupted: always the same run, with a cache of its own."""
     run, cache, rng = tmp_path / "run", tmp_path / "cache", random.Random(0)
-    moments: list[tuple[str, Callable[[], bool]]] = [
-        ("features", lambda: num_features(cache) > 0),
-        *((f"epoch {epoch}", lambda epoch=epoch: lines(run) >= epoch) for epoch in sorted(rng.sample(range(1, EPOCHS), 3))),
-        ("end", lambda: lines(run) == EPOCHS),
+    first, second = sorted(rng.sample(range(5, EPOCHS - 15), 2))
+    moments: list[tuple[Callable[[], bool], signal.Signals]] = [
+        (lambda: num_features(cache) > 0, signal.SIGKILL),
+        (lambda: lines(run) >= first, signal.SIGKILL),
+        (lambda: lines(run) >= second, signal.SIGINT),
+        (lambda: lines(run) == EPOCHS, signal.SIGKILL),
     ]
-    killed, done = [], []
-    for name, reached in moments:
+    codes, done = [], [0]
+    for reached, number in moments:
         process = start(run, cache, "--resume")
         wait_for(process, reached)
         time.sleep(rng.random() * 0.02)
-        process.kill()
-        process.communicate()
-        if process.returncode == -signal.SIGKILL:
-            killed.append(name)
-            done.append(lines(run))
-    assert "features" in killed
-    assert len({count for count in done if 0 < count < EPOCHS}) >= 2, f"the kills must hit the epochs; got {killed} at {done}"
+        process.send_signal(number)
+        stdout, stderr = process.communicate()
+        codes.append(process.returncode)
+        done.append(lines(run))
+        if number == signal.SIGINT:
+            assert stdout == ""
+            assert stderr.splitlines()[-1] == "interrupted; what was recorded is kept (hqtl-train fit --resume RUN goes on)"
+            assert "Traceback" not in stderr
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 130, -signal.SIGKILL]
+    assert 0 < done[2] < done[3] < EPOCHS, f"the signals must hit the epochs; epochs done: {done}"
     assert done == sorted(done), "an epoch was lost"
-    finish(start(run, cache, "--resume"))
+    answer = finish(start(run, cache, "--resume"))
+    assert answer["epochs"] == EPOCHS
     assert_same_run(whole, run)
     for path, name in ((whole, "undisturbed"), (run, "resumed")):
         export_run(path, tmp_path / name)
     for path in (tmp_path / "undisturbed").iterdir():
         assert path.read_bytes() == (tmp_path / "resumed" / path.name).read_bytes(), path.name
-
-
-def test_interrupted(start: Callable[..., subprocess.Popen[str]], whole: Path, feature_cache: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = start(run, feature_cache)
-    wait_for(process, lambda: lines(run) >= 20)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate()
-    assert (process.returncode, stdout) == (130, "")
-    assert stderr.splitlines()[-1] == "interrupted; what was recorded is kept (hqtl-train fit --resume RUN goes on)"
-    assert "Traceback" not in stderr
-    assert 20 <= lines(run) < EPOCHS
-    assert not (run / "result.json").exists()
-    command = [sys.executable, "-m", "training.cli", "fit", "--resume", str(run), "--cache-dir", str(feature_cache), "--json"]
-    answer = finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT))
-    assert answer["epochs"] == EPOCHS
-    assert_same_run(whole, run)

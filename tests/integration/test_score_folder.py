@@ -193,10 +193,10 @@ def test_one_chunk_per_resume_is_the_same(photos: Path, bundle: ModelBundle, tmp
 def test_error_in_the_middle_keeps_what_is_done(photos: Path, bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = HybridClassifier.run
 
-    def refuse(self: HybridClassifier, batch: Any, *, stream: int = 0) -> Any:
+    def refuse(self: HybridClassifier, batch: Any, *, stream: int = 0, **options: Any) -> Any:
         if stream == 2:
             raise BudgetExceededError("2 of 2 jobs are used")
-        return run(self, batch, stream=stream)
+        return run(self, batch, stream=stream, **options)
 
     with monkeypatch.context() as patch, pytest.raises(BudgetExceededError):  # noqa: PT012
         patch.setattr(HybridClassifier, "run", refuse)

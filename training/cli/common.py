@@ -1,0 +1,120 @@
+"""What the commands of ``hqtl-train`` share: options, and errors as exit codes.
+
+Exit codes: 0 ok · 1 failed · 2 usage · 3 some images failed, the rest done · 4 budget reached, resumable · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hqtl_common.errors import BudgetExceededError, HqtlError
+
+__all__ = [
+    "BACKEND_OPTIONS",
+    "FIT_OPTIONS",
+    "FOLDER",
+    "JSON_OPTION",
+    "LIMIT_OPTIONS",
+    "MACHINE_OPTIONS",
+    "PARTLY",
+    "PATH",
+    "options",
+    "parse_backend_options",
+    "reported",
+]
+
+_OK, _FAILED, PARTLY, _BUDGET, _INTERRUPTED = 0, 1, 3, 4, 130
+
+PATH = click.Path(path_type=Path)
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output and nothing else there.")
+BACKEND_OPTIONS = (
+    click.option("--backend", metavar="NAME", help="Where the head runs; hqtl-train backends lists the names.  [default: statevector]"),
+    click.option("--shots", type=click.IntRange(min=1), metavar="N", help="Repetitions per parameter set; without it exact values."),
+    click.option(
+        "--backend-option",
+        "backend_options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="An option of the backend by its own name, for example optimization_level=3 or twirling=true; repeatable.",
+    ),
+)
+LIMIT_OPTIONS = (
+    click.option("--max-jobs", type=click.IntRange(min=1), help="Stop (exit code 4) before more jobs than this are submitted."),
+    click.option("--max-qpu-seconds", type=click.FloatRange(min=0), help="Stop (exit code 4) before more QPU seconds are spent."),
+    click.option("--yes", is_flag=True, help="Let a paid backend run without a limit."),
+)
+MACHINE_OPTIONS = (
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where torch computes features.  [default: auto]"),
+    click.option("--cache-dir", type=PATH, help="Where features are cached.  [default: $HQTL_CACHE or ~/.cache/hqtl]"),
+    click.option("--verbose", is_flag=True, help="Say more, for example where the feature cache is and how large."),
+)
+FIT_OPTIONS = (
+    click.option("--backbone", help="Frozen feature extractor: resnet18 or vgg16.  [default: resnet18]"),
+    click.option("--weights", metavar="imagenet|none|PATH", help="Weights of the backbone.  [default: imagenet]"),
+    click.option("--num-layers", type=click.IntRange(min=1), help="Variational layers L of the head.  [default: 1]"),
+    click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training split.  [default: 100]"),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Images per optimiser step.  [default: 4]"),
+    click.option("--lr", type=float, help="Step of Adam.  [default: 4e-4]"),
+    click.option("--weight-decay", type=float, help="L2 penalty.  [default: 2e-3]"),
+    click.option("--patience", type=click.IntRange(min=1), help="Stop after this many epochs without a better validation loss."),
+    click.option("--split", metavar="TRAIN/VAL/TEST", help="Shares in percent; folders train, val, test count first.  [default: 70/15/15]"),
+    click.option("--group-by", metavar="none|source|REGEX", help="Keep the patches of one photograph in one split.  [default: none]"),
+    *BACKEND_OPTIONS,
+    click.option("--diff-method", help="auto, backprop, adjoint, parameter-shift, finite-diff or spsa.  [default: auto]"),
+    click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
+    click.option("--positive", metavar="LABEL", help="The class that precision and recall speak of.  [default: a name like crack]"),
+)
+
+
+def options(*groups: tuple[Any, ...]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in the order given."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed([option for group in groups for option in group]):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def reported(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Turn the command's answer and its errors into an exit code; the only place that does."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs) or _OK
+        except HqtlError as error:
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            code = _BUDGET if isinstance(error, BudgetExceededError) else _FAILED
+        except OSError as error:
+            click.echo(f"error: {error}", err=True)
+            code = _FAILED
+        except KeyboardInterrupt:
+            click.echo("interrupted; what was recorded is kept (hqtl-train fit --resume RUN goes on)", err=True)
+            code = _INTERRUPTED
+        sys.exit(code)
+
+    return wrapper
+
+
+def parse_backend_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` texts as a dict; a value that is JSON (3, true, [1,2]) is read as such, anything else is text."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise click.BadParameter(f"expected KEY=VALUE; got {pair!r}", param_hint="--backend-option")
+        try:
+            parsed[key] = json.loads(value)
+        except ValueError:
+            parsed[key] = value
+    return parsed

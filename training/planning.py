@@ -1,0 +1,62 @@
+"""Plans for real data: how many images there are, and what they cost on the backend that was named, and more cheaply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.config import FitConfig
+from training.data import content_hashes, group_keys, load_dataset, merge_identical
+from training.head import resolve_diff_method
+from training.plan import Plan, cost_of, evaluate_counts, fit_counts, read_prices
+from training.splits import make_split, parse_ratio
+
+__all__ = ["plan_answers", "plan_training"]
+
+_DEFAULT_SHOTS = 1024  # what sampled backends take when none are given
+
+
+def plan_training(config: FitConfig, prices: Path | None = None) -> dict[str, Plan]:
+    """The plan of a training, and of cheaper ones, by name.
+
+    Raises:
+        ConfigError: Options that do not fit.
+        InputError: The folder cannot be used.
+        BackendError: The method is not legal on the backend.
+    """
+    dataset = load_dataset(config.data)
+    groups = group_keys(dataset, config.group_by)
+    merged = None if groups is None else merge_identical(groups, content_hashes(dataset.samples))
+    split = make_split(dataset, parse_ratio(config.split), config.seed, merged)
+    images = {name: len(split.indices(name)) for name in ("train", "val", "test")}
+    shots = _shots(config.backend, config.shots)
+    method = resolve_diff_method(config.backend, shots, config.diff_method)
+    table = read_prices(prices)
+
+    def plan(diff_method: str = method, batch_size: int = config.batch_size, shots: int | None = shots) -> Plan:
+        counts = fit_counts(config.head_spec, diff_method, images, batch_size=batch_size, epochs=config.epochs, shots=shots)
+        return cost_of(counts, shots, table)
+
+    plans = {"as given": plan()}
+    if shots is not None:
+        plans["a quarter of the shots"] = plan(shots=max(1, shots // 4))
+        plans["spsa"] = plan(diff_method="spsa")
+    plans["4 × the batch size"] = plan(batch_size=4 * config.batch_size)
+    return plans
+
+
+def plan_answers(
+    num_images: int, backend: str, shots: int | None, images_per_call: int | None, prices: Path | None = None
+) -> dict[str, Plan]:
+    """The plan of an evaluation (one call) or a scoring (one call per chunk)."""
+    table = read_prices(prices)
+    shots = _shots(backend, shots)
+    plans = {"as given": cost_of(evaluate_counts(num_images, shots, images_per_call), shots, table)}
+    if images_per_call is not None:
+        plans["8 × the images per job"] = cost_of(evaluate_counts(num_images, shots, 8 * images_per_call), shots, table)
+    return plans
+
+
+def _shots(backend: str, shots: int | None) -> int | None:
+    from hqtl_common.backends.registry import backend_capabilities
+
+    return _DEFAULT_SHOTS if shots is None and not backend_capabilities(backend).exact else shots
