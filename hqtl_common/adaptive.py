@@ -167,11 +167,13 @@ def evaluate_adaptively(
 
     Raises:
         ShapeError: The arrays do not fit the head.
+        CapabilityError: The backend mitigates errors.
         BackendError: An execution failed.
     """
     quantile = plan.quantile(len(rule.bias))
     first = backend.run(spec, weights, angles, stream=stream)
     assert first.expval_covs is not None
+    _check_plain(first.record)
     expvals, covs, records = first.expvals.copy(), first.expval_covs.copy(), [first.record]
     used = np.full(len(angles), plan.shots, dtype=np.int64)
     doubtful = np.flatnonzero(rule.in_doubt(expvals, covs, plan.shots, quantile))
@@ -219,6 +221,15 @@ def pool(means: F64, covs: F64, shots: NDArray[np.int64]) -> tuple[F64, F64]:
     total = float(shots.sum())
     spread = (total * second + _PRIOR_SHOTS * identity) / (total + _PRIOR_SHOTS) - _outer(mean) * (total / (total + _PRIOR_SHOTS)) ** 2
     return mean, spread / (total + _PRIOR_SHOTS + 1)
+
+
+def _check_plain(record: ExecutionRecord) -> None:
+    """Refuse mitigated estimates: their errors are partly common to all rows of a job, and one shot can move them further."""
+    active = [name for name in ("mitigation", "zne") if record.options.get(name)]
+    if active:
+        raise CapabilityError(
+            f"max_shots cannot promise its error rate with {' and '.join(active)} on {record.backend_used!r}; leave out one or the other"
+        )
 
 
 def _outer(vectors: F64) -> F64:

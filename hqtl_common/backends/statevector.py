@@ -100,15 +100,18 @@ def probabilities(spec: HeadSpec, weights: F64, angles: F64) -> F64:
 
 
 def _variational(spec: HeadSpec, weights: F64, state: F64) -> F64:
-    """Apply the layers to real amplitudes (R, 2^n); weights (R or 1, L, n)."""
+    """Apply the layers to real amplitudes (R, 2^n); weights (R or 1, L, n). Rows lie last meanwhile: long, even strides."""
     permutation = cx_permutation(spec)
-    half = weights / 2
-    cos, sin = np.cos(half)[..., None, None], np.sin(half)[..., None, None]
+    half = weights.transpose(1, 2, 0) / 2
+    cos, sin = np.cos(half), np.sin(half)
+    amplitudes = np.ascontiguousarray(state.T)
     for layer in range(spec.num_layers):
-        state = state[:, permutation]
+        amplitudes = amplitudes[permutation]
         for qubit in range(spec.num_qubits):
-            pairs = state.reshape(len(state), 2**qubit, 2, 2 ** (spec.num_qubits - 1 - qubit))
-            zero, one = pairs[:, :, 0], pairs[:, :, 1]
-            c, s = cos[:, layer, qubit], sin[:, layer, qubit]
-            state = np.stack([c * zero - s * one, s * zero + c * one], axis=2).reshape(len(state), 2**spec.num_qubits)
-    return state
+            pairs = amplitudes.reshape(2**qubit, 2, 2 ** (spec.num_qubits - 1 - qubit), len(state))
+            rotated = pairs * cos[layer, qubit]
+            turned = pairs * sin[layer, qubit]
+            rotated[:, 0] -= turned[:, 1]
+            rotated[:, 1] += turned[:, 0]
+            amplitudes = rotated.reshape(2**spec.num_qubits, len(state))
+    return amplitudes.T

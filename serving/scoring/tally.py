@@ -97,9 +97,14 @@ def _margins(paths: Sequence[bytes], answers: Sequence[Answer], boundaries: dict
 def _merge(executions: tuple[dict[str, Any], ...], record: ExecutionRecord | None) -> tuple[dict[str, Any], ...]:
     if record is None:
         return executions
-    new = {name: value for name, value in sorted(record.to_dict().items()) if name != "wall_seconds"}
+    new = {name: _ordered(value) for name, value in sorted(record.to_dict().items()) if name != "wall_seconds"}
     merged = [_summed(known, new) if _same(known, new) else known for known in executions]
     return (*merged,) if any(_same(known, new) for known in executions) else (*merged, new)
+
+
+def _ordered(value: Any) -> Any:
+    """Options in the order in which the record of a run gives them back, so that a resumed run writes the same bytes."""
+    return dict(sorted(value.items())) if isinstance(value, dict) else value
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:

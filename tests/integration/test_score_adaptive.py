@@ -88,7 +88,7 @@ def test_fixed_shots_are_recorded_as_before(photos: Path, bundle: ModelBundle, t
     assert {row["shots"] for row in rows_of(tmp_path / "out") if not row["error"]} == {50}
 
 
-@pytest.mark.parametrize("backend", ["statevector", "aer"])
+@pytest.mark.parametrize("backend", ["statevector", "aer", "fake_lima"])
 def test_stopped_anywhere_and_resumed_is_the_same(photos: Path, bundle: ModelBundle, tmp_path: Path, backend: str) -> None:
     request = Request(backend=backend, shots=50, max_shots=400, seed=3, batch_size=5)
     score_folder(photos, bundle.path, tmp_path / "whole", request)

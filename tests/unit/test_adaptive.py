@@ -287,3 +287,9 @@ def test_refusals(bundle: ModelBundle) -> None:
         ShotPlan(1, 2, 0.5)
     with pytest.raises(ConfigError, match="stream must be"):
         round_stream(2**48, 1)
+
+
+def test_mitigated_estimates_are_refused() -> None:
+    pytest.importorskip("qiskit_aer")
+    with pytest.raises(CapabilityError, match="cannot promise its error rate with mitigation on 'aer'"):
+        sampled(get_backend("aer", shots=50, seed=1, mitigation="readout"), angles_of(2), rule_of(), 100)
