@@ -10,15 +10,13 @@ import asyncio
 import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hqtl_common.backends.base import Backend
-from hqtl_common.backends.registry import backend_capabilities, family_of, get_backend
+from hqtl_common.backends.registry import backend_capabilities, family_of, get_backend, is_installed
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.classifier import HybridClassifier
 from hqtl_common.errors import BackendError, BundleFormatError, UnknownBackendError
@@ -31,7 +29,6 @@ from serving.settings import ServiceSettings
 
 __all__ = ["Predictor"]
 
-_PACKAGES = {"pennylane": "pennylane", "aer": "qiskit_aer"}  # what a family imports, by the first word of its pattern
 _heavy_import = threading.Lock()  # two lanes importing halves of the same packages at once would see them half made
 
 
@@ -89,7 +86,7 @@ class Predictor:
         return {
             "default": settings.default_backend,
             "backends": [
-                {"name": name, "available": _is_installed(name), **dataclasses.asdict(backend_capabilities(name))}
+                {"name": name, "available": is_installed(name), **dataclasses.asdict(backend_capabilities(name))}
                 for name in settings.backends
             ],
             "limits": settings.model_dump(include={name for name in ServiceSettings.model_fields if name.startswith("max_")}),
@@ -139,14 +136,7 @@ def _not_offered(name: str, offered: tuple[str, ...]) -> BackendError:
 
 
 def _make_backend(name: str, options: PredictOptions) -> Backend:
-    if family_of(name).extra is None:
+    if family_of(name).package is None:
         return get_backend(name, shots=options.shots, seed=options.seed)
     with _heavy_import:
         return get_backend(name, shots=options.shots, seed=options.seed)
-
-
-def _is_installed(name: str) -> bool:
-    first, _, device = name.partition(":")
-    if first in _PACKAGES and find_spec(_PACKAGES[first]) is None:
-        return False
-    return first != "pennylane" or device in entry_points(group="pennylane.plugins").names

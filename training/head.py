@@ -60,8 +60,9 @@ class StatevectorHead(Head):
 
     def forward(self, angles: Tensor) -> Tensor:
         """Angles (B, n), radians → ⟨Z_i⟩ (B, n)."""
-        self.num_rows += len(angles)
-        self.num_jobs += 1
+        if not torch.compiler.is_exporting():  # an exported graph has no count, and no fixed batch
+            self.num_rows += len(angles)
+            self.num_jobs += 1
         half = angles.to(self.weights.dtype) / 2
         # RY(a)·H|0⟩ = (cos(a/2) − sin(a/2), cos(a/2) + sin(a/2)) / √2 = (cos(a/2 + π/4), sin(a/2 + π/4))
         turned = half + math.pi / 4

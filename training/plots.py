@@ -83,7 +83,8 @@ def plot_gallery(items: Sequence[tuple[Path, str, float]], path: Path, columns: 
     rows = -(-len(items) // columns)
     figure = Figure(figsize=(1.6 * columns, 1.85 * rows), layout="constrained")
     for axes, (image, label, probability) in zip(figure.subplots(rows, columns, squeeze=False).flat, items, strict=False):
-        axes.imshow(open_image(image.read_bytes()), cmap="gray", vmin=0, vmax=1)  # the range of deep grey; colour needs none
+        pixels = np.asarray(open_image(image.read_bytes()))  # the plotting library would make deep grey black
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)  # the range of deep grey; colour needs none
         axes.set_title(f"{_short(label)} {100 * probability:.0f} %", fontsize=8, parse_math=False)
     for axes in figure.axes:
         axes.set_axis_off()

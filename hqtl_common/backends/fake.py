@@ -107,18 +107,17 @@ class NoisyBackend:
         """See :meth:`hqtl_common.backends.base.Backend.run`."""
         started = time.perf_counter()
         weights64, angles64 = check_table(spec, weights, angles)
-        heads = [isa_head(self._machine, spec, self.optimization_level, self.seed_transpiler, k) for k in (1, *self._mitigation.factors)]
-        head = heads[0]
+        head = self._head(spec)
         if head.program is None and self.shots is None:
             raise CapabilityError(f"{self.name!r} has no exact values for this head: {head.reason}; give shots")
         method = "aer" if head.program is None else self.method
-        weights_flat = weights64.reshape(*weights64.shape[:-2], spec.num_weights)
-        first, *others = self._seeds(stream)
-        table = _Table(bindings(spec, weights64, angles64), angles64, weights_flat)
-        estimates = [
-            self._estimate(one, method, table, self.shots, seed) for one, seed in zip(heads[1:], [first, *others[1:]], strict=True)
-        ]
-        calibration = self._calibration(head, method, others[0]) if self._mitigation.readout else None
+        table = _Table(bindings(spec, weights64, angles64), angles64, weights64.reshape(*weights64.shape[:-2], spec.num_weights))
+        head_seed = stream_seed(self.seed, stream)  # with and without mitigation the head has the same shots
+        calibration_seed, *more_seeds = head_seed.spawn(len(self._mitigation.factors))
+        circuits = [self._head(spec, factor) for factor in self._mitigation.factors]
+        seeds = [head_seed, *more_seeds]
+        estimates = [self._estimate(one, method, table, self.shots, seed) for one, seed in zip(circuits, seeds, strict=True)]
+        calibration = self._calibration(head, method, calibration_seed) if self._mitigation.readout else None
         expvals, covs = mitigated(estimates, self._mitigation, calibration)
         record = ExecutionRecord(
             backend_requested=self.name,
@@ -144,10 +143,8 @@ class NoisyBackend:
         effective = {"method": method, "optimization_level": self.optimization_level, "seed_transpiler": self.seed_transpiler}
         return effective | self._machine.options
 
-    def _seeds(self, stream: int) -> list[np.random.SeedSequence]:
-        """Of the head (the same with and without mitigation), of the calibration, and of every further factor."""
-        head = stream_seed(self.seed, stream)
-        return [head, *head.spawn(len(self._mitigation.factors))]
+    def _head(self, spec: HeadSpec, factor: int = 1) -> IsaHead:
+        return isa_head(self._machine, spec, self.optimization_level, self.seed_transpiler, factor)
 
     def _estimate(
         self, circuit: IsaHead, method: str, table: _Table, shots: int | None, seed: np.random.SeedSequence

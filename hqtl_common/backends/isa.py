@@ -91,10 +91,9 @@ def isa_calibration(machine: Machine, head: IsaHead) -> IsaHead:
 
 @lru_cache(maxsize=64)
 def _isa_head(machine: Machine, spec: HeadSpec, optimization_level: int, seed_transpiler: int, factor: int) -> IsaHead:
-    columns = {f"angles[{k}]": k for k in range(spec.num_angles)} | {f"weights[{k}]": spec.num_angles + k for k in range(spec.num_weights)}
     if factor != 1:
         single = _isa_head(machine, spec, optimization_level, seed_transpiler, 1)
-        return _isa(folded(single.circuit, factor), single.noise, single.layout, columns)
+        return _isa(folded(single.circuit, factor), single.noise, single.layout, _columns(spec))
     passes = generate_preset_pass_manager(optimization_level, target=machine.target, seed_transpiler=seed_transpiler)
     try:
         circuit = passes.run(qiskit_circuit(spec, measure=True))
@@ -104,7 +103,7 @@ def _isa_head(machine: Machine, spec: HeadSpec, optimization_level: int, seed_tr
         ) from error
     _check_order(machine, circuit)
     layout = tuple(circuit.layout.initial_index_layout(filter_ancillas=True))
-    return _isa(circuit, noise_model_of(machine.target, circuit), layout, columns)
+    return _isa(circuit, noise_model_of(machine.target, circuit), layout, _columns(spec))
 
 
 @lru_cache(maxsize=64)
@@ -159,6 +158,10 @@ def noise_model_of(target: Target, circuit: QuantumCircuit) -> NoiseModel:
     for name, properties in used.items():
         part.add_instruction(target.operation_from_name(name), properties)
     return NoiseModel.from_backend(_TargetAlone(part))
+
+
+def _columns(spec: HeadSpec) -> dict[str, int]:
+    return {f"angles[{k}]": k for k in range(spec.num_angles)} | {f"weights[{k}]": spec.num_angles + k for k in range(spec.num_weights)}
 
 
 def _program(circuit: QuantumCircuit, noise: NoiseModel, columns: dict[str, int]) -> Program:

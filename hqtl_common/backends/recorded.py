@@ -83,7 +83,9 @@ class Provider(Protocol):
         ...
 
     def fetch(self, job_id: str, request: Request) -> tuple[NDArray[np.int64], float, dict[str, Any]]:
-        """Counts (R, 2^n) of a finished job, billed seconds and JSON-ready facts.
+        """Counts of a finished job, billed seconds and JSON-ready facts.
+
+        The counts are (R, 2^n); where the payload has further circuits, theirs stand below.
 
         Raises:
             BackendUnavailableError: The answer did not come, or is not what was asked for; asking again may help.

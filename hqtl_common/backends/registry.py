@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import string
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from hqtl_common.backends.base import Backend, Capabilities, DiffMethod
 from hqtl_common.errors import BackendUnavailableError, ConfigError, UnknownBackendError
 
-__all__ = ["FAMILIES", "Family", "backend_capabilities", "backend_names", "family_of", "get_backend"]
+__all__ = ["FAMILIES", "Family", "backend_capabilities", "backend_names", "family_of", "get_backend", "is_installed"]
 
 _SHIFTS: tuple[DiffMethod, ...] = ("parameter-shift", "finite-diff", "spsa")
 
@@ -23,13 +24,13 @@ class Family:
         pattern: Name shown to people; a last word in capitals stands for any text, as in ``pennylane:NAME``.
         target: ``module:class``, imported when a backend of the family is made.
         capabilities: What the family can do at most; an instance may be narrower.
-        extra: The installation extra that brings its packages, None when nothing more is needed.
+        package: The importable package behind it, None when nothing more is needed; the extra ``quantum`` brings them all.
     """
 
     pattern: str
     target: str
     capabilities: Capabilities
-    extra: str | None = None
+    package: str | None = None
 
     def matches(self, name: str) -> bool:
         """True if ``name`` belongs to this family."""
@@ -61,7 +62,7 @@ FAMILIES: tuple[Family, ...] = (
             paid=False,
             diff_methods=("backprop", "adjoint", *_SHIFTS),
         ),
-        extra="quantum",
+        package="pennylane",
     ),
     Family(
         "aer",
@@ -74,7 +75,7 @@ FAMILIES: tuple[Family, ...] = (
             paid=False,
             diff_methods=_SHIFTS,
         ),
-        extra="quantum",
+        package="qiskit_aer",
     ),
     Family(
         "fake_NAME",
@@ -87,7 +88,7 @@ FAMILIES: tuple[Family, ...] = (
             paid=False,
             diff_methods=_SHIFTS,
         ),
-        extra="quantum",
+        package="qiskit_aer",
     ),
     Family(
         "paper:NAME",
@@ -100,7 +101,7 @@ FAMILIES: tuple[Family, ...] = (
             paid=False,
             diff_methods=_SHIFTS,
         ),
-        extra="quantum",
+        package="qiskit_aer",
     ),
     Family(
         "profile:PATH",
@@ -113,7 +114,7 @@ FAMILIES: tuple[Family, ...] = (
             paid=False,
             diff_methods=_SHIFTS,
         ),
-        extra="quantum",
+        package="qiskit_aer",
     ),
     Family(
         "ibm:NAME",
@@ -126,7 +127,7 @@ FAMILIES: tuple[Family, ...] = (
             paid=True,
             diff_methods=_SHIFTS,
         ),
-        extra="quantum",
+        package="qiskit_ibm_runtime",
     ),
 )
 
@@ -157,6 +158,16 @@ def backend_capabilities(name: str) -> Capabilities:
     return family_of(name).capabilities
 
 
+def is_installed(name: str) -> bool:
+    """True if the package behind a backend is installed; nothing is imported.
+
+    Raises:
+        UnknownBackendError: No family has this name.
+    """
+    package = family_of(name).package
+    return package is None or find_spec(package) is not None
+
+
 def get_backend(name: str, **options: Any) -> Backend:
     """Make a backend.
 
@@ -176,7 +187,7 @@ def get_backend(name: str, **options: Any) -> Backend:
         backend_class = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise BackendUnavailableError(
-            f"backend {name!r} needs a package that is not installed ({error.name}); install it with: pip install 'hqtl[{family.extra}]'"
+            f"backend {name!r} needs a package that is not installed ({error.name}); install it with: pip install 'hqtl[quantum]'"
         ) from error
     unknown = sorted(set(options) - backend_class.OPTIONS)
     if unknown:

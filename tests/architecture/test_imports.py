@@ -35,7 +35,7 @@ LAYERS: tuple[set[str], ...] = (
     {"specs", "records"},
     {"preprocess", "circuit", "shifts", "manifest", "bundle"},
     {"stages", "backends", "ledger"},
-    {"classifier"},
+    {"adaptive", "classifier"},
 )
 MAX_LINES = 300
 LONG_TABLES: set[str] = set()  # modules that are one long table

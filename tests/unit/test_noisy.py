@@ -125,7 +125,7 @@ def test_readout_errors_may_differ_for_zero_and_one() -> None:
     for k, qubit in enumerate(head.layout):
         noise.add_readout_error(ReadoutError([[0.9 - k / 10, 0.1 + k / 10], [0.3, 0.7]]), [qubit])
     angles, weights = table(spec, 4)
-    program = isa._program(spec, head.circuit, noise)
+    program = isa._program(head.circuit, noise, isa._columns(spec))
     np.testing.assert_allclose(probabilities(program, angles, weights), by_aer(head, noise, angles, weights), atol=1e-12)
 
 

@@ -105,6 +105,7 @@ def test_gallery(tmp_path: Path) -> None:
     assert abs(pixels.shape[0] - 3 * picture(tmp_path / "row.png").shape[0]) < 3
     deep = pixels[-200:-20, -200:-20].astype(int)
     assert (np.ptp(deep, axis=2) < 12).all(), "a grey photograph must be shown grey"
+    assert np.ptp(deep) > 100, "and not black"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import hqtl_common
 from hqtl_common.backends import registry
 from hqtl_common.backends.base import Capabilities
-from hqtl_common.backends.registry import FAMILIES, backend_capabilities, backend_names, family_of, get_backend
+from hqtl_common.backends.registry import FAMILIES, backend_capabilities, backend_names, family_of, get_backend, is_installed
 from hqtl_common.errors import BackendUnavailableError, CapabilityError, ConfigError, UnknownBackendError
 
 NAMES = ("statevector", "pennylane:default.qubit", "aer")
@@ -144,3 +144,11 @@ def test_public_names() -> None:
     assert set(hqtl_common._EXPORTS) == set(hqtl_common.__all__)
     with pytest.raises(AttributeError, match="no attribute 'backends_names'"):
         hqtl_common.backends_names  # noqa: B018
+
+
+def test_installed_is_known_without_importing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(is_installed(name) for name in ("statevector", "aer", "pennylane:default.qubit", "fake_kolkata", "ibm:ibm_fez"))
+    monkeypatch.setattr("hqtl_common.backends.registry.find_spec", lambda package: None)
+    assert [is_installed(name) for name in ("statevector", "aer", "paper:lima")] == [True, False, False]
+    with pytest.raises(UnknownBackendError):
+        is_installed("nowhere")

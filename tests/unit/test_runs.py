@@ -190,6 +190,21 @@ def test_trainer_goes_on_where_the_checkpoint_stands(run: RunFolder) -> None:
     assert [figures["epoch"] for figures in run.metrics()] == [1, 2, 3, 4, 5]
 
 
+def test_order_of_batches_follows_seed_and_epoch_only(run: RunFolder, tmp_path: Path) -> None:
+    def order(trainer: Trainer, epoch: int) -> list[int]:
+        trainer.epoch = epoch
+        batches = list(trainer._batches(11))
+        assert [len(batch) for batch in batches] == [4, 4, 3]
+        return torch.cat(batches).tolist()
+
+    first, again = Trainer(model(), CONFIG, run), Trainer(model(), CONFIG, run)
+    orders = [order(first, epoch) for epoch in range(3)]
+    assert all(sorted(indices) == list(range(11)) for indices in orders)
+    assert len({tuple(indices) for indices in orders}) == 3, "each epoch takes another order"
+    assert [order(again, epoch) for epoch in (2, 0, 1)] == [orders[2], orders[0], orders[1]]
+    assert order(Trainer(model(), CONFIG.model_copy(update={"seed": 4}), run), 0) != orders[0]
+
+
 @pytest.mark.parametrize("key", ["model.pre_net.linear.weight", "best.head.weights"])
 def test_checkpoint_of_something_else_is_refused(run: RunFolder, key: str) -> None:
     trained(run)
