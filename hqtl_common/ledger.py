@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import sqlite3
 import time
@@ -109,7 +110,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = Path(path)  # options of a command are text
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         try:
@@ -149,24 +150,28 @@ class Ledger:
             )
             return done.rowcount == 1
 
-    def take_over(self, key: str, created: float) -> bool:
-        """Make an old intent this process's own; False if another process was first or it is no intent any more.
+    def take_over(self, key: str, created: float) -> float | None:
+        """Make an old intent this process's own; None if another process was first or it is no intent any more.
 
         Args:
             key: The request.
             created: When the intent that was seen had been written.
+
+        Returns:
+            When it is written now: what another take-over, or a withdrawal, must name.
         """
+        now = max(time.time(), math.nextafter(created, math.inf))
         with self._connect() as connection:
             done = connection.execute(
                 "UPDATE executions SET created = ?, updated = ? WHERE key = ? AND state = 'intent' AND created = ?",
-                (time.time(), time.time(), key, created),
+                (now, now, key, created),
             )
-            return done.rowcount == 1
+            return now if done.rowcount == 1 else None
 
-    def withdraw(self, key: str) -> None:
-        """Remove an intent whose submit was refused for certain."""
+    def withdraw(self, key: str, created: float) -> None:
+        """Remove an intent whose submit was refused for certain, unless another process has taken it over since ``created``."""
         with self._connect() as connection:
-            connection.execute("DELETE FROM executions WHERE key = ? AND state = 'intent'", (key,))
+            connection.execute("DELETE FROM executions WHERE key = ? AND state = 'intent' AND created = ?", (key, created))
 
     def submitted(self, key: str, job_id: str) -> None:
         """Record the provider's identifier."""
@@ -178,8 +183,12 @@ class Ledger:
         self._update(key, assignment, _pack(counts), qpu_seconds, json.dumps(details))
 
     def fail(self, key: str, reason: str) -> None:
-        """Record that the job ended without a result."""
-        self._update(key, "state = 'failed', details = json_patch(details, ?)", json.dumps({"error": reason}))
+        """Record that the job ended without a result; a result that is there stays."""
+        with self._connect() as connection:
+            connection.execute(
+                "UPDATE executions SET state = 'failed', details = json_patch(details, ?), updated = ? WHERE key = ? AND state != 'done'",
+                (json.dumps({"error": reason}), time.time(), key),
+            )
 
     def usage(self, scope: str) -> Usage:
         """What the rows of a scope have spent or promised, failed ones included."""

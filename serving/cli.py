@@ -16,7 +16,7 @@ import click
 from hqtl_common import __version__
 
 if TYPE_CHECKING:
-    from serving.scoring import Outcome, Request
+    from serving.scoring import Outcome
 
 __all__ = ["main"]
 
@@ -47,30 +47,40 @@ Exit codes:
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampling.  [default: 0]")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Images computed together.  [default: 32]")
+@click.option("--chunk-size", type=click.IntRange(min=1), help="Images of one evaluation of the head, one job on hardware.  [default: 32]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads that decode images.  [default: number of cores]")
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Probability from which the positive label is given; two classes only.  [default: the bundle's]",
 )
+@click.option(
+    "--backend-option",
+    "backend_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the backend by its own name, for example mitigation=readout; repeatable.",
+)
+@click.option("--max-jobs", type=click.IntRange(min=1), help="Stop (exit code 4) before more jobs than this are submitted.")
+@click.option("--max-qpu-seconds", type=click.FloatRange(min=0), help="Stop (exit code 4) before more QPU seconds are spent.")
+@click.option("--yes", is_flag=True, help="Let a paid backend run without a limit.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; its options are taken from there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output and nothing else.")
 @click.version_option(__version__, prog_name="hqtl-score")
 @click.pass_context
 def main(
     context: click.Context,
+    /,
     folder: Path,
     bundle: Path,
     out: Path,
-    backend: str | None,
-    shots: int | None,
-    max_shots: int | None,
-    seed: int | None,
-    batch_size: int | None,
     workers: int | None,
-    threshold: float | None,
+    max_jobs: int | None,
+    max_qpu_seconds: float | None,
+    yes: bool,
     resume: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Score every image below FOLDER: one row per image in OUT/scores.csv and OUT/scores.jsonl.
 
@@ -80,10 +90,7 @@ def main(
     again = _command_again(context)
     with _StopSignals() as stop:
         try:
-            from serving.scoring import Request
-
-            request = Request(backend=backend, shots=shots, seed=seed, batch_size=batch_size, threshold=threshold, max_shots=max_shots)
-            code = _score(folder, bundle, out, request, resume, workers, as_json, stop, again)
+            code = _score(folder, bundle, out, given, (max_jobs, max_qpu_seconds, yes), resume, workers, as_json, stop, again)
         except KeyboardInterrupt:
             code = _report_error("Interrupted", "interrupted", as_json, _INTERRUPTED, again)
     sys.exit(code)
@@ -94,9 +101,10 @@ def _command_again(context: click.Context) -> str:
     words = ["hqtl-score"]
     for parameter in context.command.params:
         value = True if parameter.name == "resume" else context.params.get(parameter.name or "")
-        if value is not None and value is not False:
-            words += [parameter.opts[0]] if isinstance(parameter, click.Option) else []
-            words += [] if value is True else [str(value)]
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None and one is not False:
+                words += [parameter.opts[0]] if isinstance(parameter, click.Option) else []
+                words += [] if one is True else [str(one)]
     return shlex.join(words)
 
 
@@ -104,7 +112,8 @@ def _score(
     folder: Path,
     bundle: Path,
     out: Path,
-    request: Request,
+    given: dict[str, Any],
+    limits: tuple[int | None, float | None, bool],
     resume: bool,
     workers: int | None,
     as_json: bool,
@@ -113,14 +122,26 @@ def _score(
 ) -> int:
     import warnings
 
+    from hqtl_common.backends.opening import Limits, parse_options
     from hqtl_common.errors import BudgetExceededError, HqtlError
-    from serving.scoring import score_folder
+    from serving.scoring import Request, score_folder
     from serving.scoring.progress import reporter_for
 
     warnings.filterwarnings("ignore", module="PIL")  # oddities of files that decode all the same
     try:
+        request = Request(**{**given, "backend_options": parse_options(given["backend_options"]) or None})
         with reporter_for(sys.stderr) as reporter:
-            outcome = score_folder(folder, bundle, out, request, resume=resume, workers=workers, reporter=reporter, should_stop=stop.asked)
+            outcome = score_folder(
+                folder,
+                bundle,
+                out,
+                request,
+                resume=resume,
+                workers=workers,
+                reporter=reporter,
+                should_stop=stop.asked,
+                limits=Limits(*limits),
+            )
     except BudgetExceededError as error:
         return _report_error(type(error).__name__, str(error), as_json, _BUDGET, again)
     except HqtlError as error:

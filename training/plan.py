@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hqtl_common.backends.costs import MAX_EXECUTIONS, estimated_qpu_seconds
+from hqtl_common.backends.mitigation import Mitigation
 from hqtl_common.errors import ConfigError
 from hqtl_common.shifts import SHIFT_METHODS, shift_table
 from hqtl_common.specs import HeadSpec
@@ -39,6 +40,9 @@ OPEN_PLAN_SECONDS = 600.0  # per 28 days
 SUBMITS_PER_MINUTE = 5.0
 # US dollars per QPU second, as published in 2025; set HQTL_PRICES to a JSON file of the same form to change them.
 PRICES: dict[str, float] = {"open": 0.0, "pay-as-you-go": 1.6, "flex": 1.2}
+
+_DEPTH = 30  # of the paper's head on a machine
+_NONE = Mitigation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Plan:
     Args:
         counts: What is executed.
         shots: Repetitions per parameter set, None = exact.
-        executions: Parameter sets × shots.
+        executions: Parameter sets × shots, and what mitigation adds.
         qpu_seconds: Estimate of what IBM bills.
         wall_seconds: At least this long: the submit rate, and the QPU itself.
         open_plan_share: Part of the Open plan's 10 minutes per 28 days.
@@ -111,7 +115,16 @@ def points_per_image(spec: HeadSpec, diff_method: str, *, angles: bool = True) -
     return shift_table(diff_method, num_parameters, np.random.default_rng(0)).num_points
 
 
-def fit_counts(spec: HeadSpec, diff_method: str, images: Mapping[str, int], *, batch_size: int, epochs: int, shots: int | None) -> Counts:
+def fit_counts(
+    spec: HeadSpec,
+    diff_method: str,
+    images: Mapping[str, int],
+    *,
+    batch_size: int,
+    epochs: int,
+    shots: int | None,
+    mitigation: Mitigation = _NONE,
+) -> Counts:
     """Executions of a whole training: one per optimiser step, one per validation, one each for the final figures.
 
     Args:
@@ -121,29 +134,35 @@ def fit_counts(spec: HeadSpec, diff_method: str, images: Mapping[str, int], *, b
         batch_size: Images per step.
         epochs: Without early stopping.
         shots: Repetitions, None = exact.
+        mitigation: What is done about errors.
     """
+
+    def call(images_of_a_call: int, points: int = 1) -> Counts:
+        return _call(images_of_a_call * points, shots, mitigation)
+
     points = points_per_image(spec, diff_method)
     full, rest = divmod(images["train"], batch_size)
-    steps = _call(batch_size * points, shots).times(full) + _call(rest * points, shots)
-    return (steps + _call(images["val"], shots)).times(epochs) + _call(images["val"], shots) + _call(images["test"], shots)
+    steps = call(batch_size, points).times(full) + call(rest, points)
+    return (steps + call(images["val"])).times(epochs) + call(images["val"]) + call(images["test"])
 
 
-def evaluate_counts(num_images: int, shots: int | None, images_per_call: int | None = None) -> Counts:
+def evaluate_counts(num_images: int, shots: int | None, images_per_call: int | None = None, mitigation: Mitigation = _NONE) -> Counts:
     """Executions of an evaluation (one call) or a scoring (one call per chunk)."""
     full, rest = divmod(num_images, images_per_call or max(num_images, 1))
-    return _call(images_per_call or num_images, shots).times(full) + _call(rest, shots)
+    return _call(images_per_call or num_images, shots, mitigation).times(full) + _call(rest, shots, mitigation)
 
 
-def cost_of(counts: Counts, shots: int | None, prices: Mapping[str, float]) -> Plan:
+def cost_of(counts: Counts, shots: int | None, prices: Mapping[str, float], mitigation: Mitigation = _NONE) -> Plan:
     """Costs on hardware: 2 s a job and about 253 µs an execution, at most five submits a minute.
 
     Args:
         counts: What is executed.
         shots: Repetitions, None = exact: nothing is billed.
         prices: US dollars per QPU second by plan; see :func:`read_prices`.
+        mitigation: What is done about errors.
     """
-    executions = counts.parameter_sets * (shots or 0)
-    seconds = 0.0 if shots is None else estimated_qpu_seconds(counts.jobs, executions)
+    executions = counts.parameter_sets * (shots or 0) * len(mitigation.factors) + counts.jobs * mitigation.calibration_executions
+    seconds = 0.0 if shots is None else estimated_qpu_seconds(counts.jobs, executions, _DEPTH * max(mitigation.factors))
     return Plan(
         counts=counts,
         shots=shots,
@@ -155,24 +174,32 @@ def cost_of(counts: Counts, shots: int | None, prices: Mapping[str, float]) -> P
     )
 
 
-def _call(rows: int, shots: int | None) -> Counts:
+def _call(rows: int, shots: int | None, mitigation: Mitigation) -> Counts:
     """One call of a backend; split where a job would pass the platform's limit on executions."""
     if not rows:
         return Counts(0, 0)
-    return Counts(math.ceil(rows / max(1, MAX_EXECUTIONS // (shots or 1))), rows)
+    rows_of_a_job = (MAX_EXECUTIONS - mitigation.calibration_executions) // ((shots or 1) * len(mitigation.factors))
+    return Counts(math.ceil(rows / max(1, rows_of_a_job)), rows)
 
 
 def read_prices(path: Path | None = None) -> dict[str, float]:
     """The table of prices: ``path``, else the file named by HQTL_PRICES, else :data:`PRICES`.
 
     Raises:
-        ConfigError: The file is not a JSON object of numbers.
+        ConfigError: The file is not a JSON object of numbers from 0 on.
     """
     path = path or (Path(os.environ["HQTL_PRICES"]) if "HQTL_PRICES" in os.environ else None)
     if path is None:
         return dict(PRICES)
     try:
         values = json.loads(path.read_bytes())
-        return {str(plan): float(price) for plan, price in values.items()}
+        return {str(plan): _price(price) for plan, price in values.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"{str(path)!r} must be a JSON object of US dollars per QPU second by plan; {error}") from error
+
+
+def _price(value: Any) -> float:
+    price = float(value)
+    if not 0 <= price < math.inf:
+        raise ValueError(f"{value!r} is no price")
+    return price

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from hqtl_common.backends.mitigation import MITIGATION_OPTIONS, Mitigation, mitigation_of
 from training.config import FitConfig
 from training.data import content_hashes, group_keys, load_dataset, merge_identical
 from training.head import resolve_diff_method
@@ -33,8 +36,11 @@ def plan_training(config: FitConfig, prices: Path | None = None) -> dict[str, Pl
     table = read_prices(prices)
 
     def plan(diff_method: str = method, batch_size: int = config.batch_size, shots: int | None = shots) -> Plan:
-        counts = fit_counts(config.head_spec, diff_method, images, batch_size=batch_size, epochs=config.epochs, shots=shots)
-        return cost_of(counts, shots, table)
+        mitigation = _mitigation(shots, config.backend_options)
+        counts = fit_counts(
+            config.head_spec, diff_method, images, batch_size=batch_size, epochs=config.epochs, shots=shots, mitigation=mitigation
+        )
+        return cost_of(counts, shots, table, mitigation)
 
     plans = {"as given": plan()}
     if shots is not None:
@@ -45,14 +51,29 @@ def plan_training(config: FitConfig, prices: Path | None = None) -> dict[str, Pl
 
 
 def plan_answers(
-    num_images: int, backend: str, shots: int | None, images_per_call: int | None, prices: Path | None = None
+    num_images: int,
+    backend: str,
+    shots: int | None,
+    images_per_call: int | None,
+    prices: Path | None = None,
+    backend_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Plan]:
-    """The plan of an evaluation (one call) or a scoring (one call per chunk)."""
+    """The plan of an evaluation (one call) or a scoring (one call per chunk).
+
+    Raises:
+        ConfigError: Options that do not fit.
+        UnknownBackendError: No such backend.
+    """
     table = read_prices(prices)
     shots = _shots(backend, shots)
-    plans = {"as given": cost_of(evaluate_counts(num_images, shots, images_per_call), shots, table)}
+    mitigation = _mitigation(shots, backend_options or {})
+
+    def plan(images_per_call: int | None) -> Plan:
+        return cost_of(evaluate_counts(num_images, shots, images_per_call, mitigation), shots, table, mitigation)
+
+    plans = {"as given": plan(images_per_call)}
     if images_per_call is not None:
-        plans["8 × the images per job"] = cost_of(evaluate_counts(num_images, shots, 8 * images_per_call), shots, table)
+        plans["8 × the images per job"] = plan(8 * images_per_call)
     return plans
 
 
@@ -60,3 +81,7 @@ def _shots(backend: str, shots: int | None) -> int | None:
     from hqtl_common.backends.registry import backend_capabilities
 
     return _DEFAULT_SHOTS if shots is None and not backend_capabilities(backend).exact else shots
+
+
+def _mitigation(shots: int | None, backend_options: Mapping[str, Any]) -> Mitigation:
+    return mitigation_of(shots, **{name: value for name, value in backend_options.items() if name in MITIGATION_OPTIONS})

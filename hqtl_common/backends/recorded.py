@@ -201,22 +201,26 @@ class RecordedExecutor:
 
     def _submit(self, key: str, request: Request) -> None:
         """Submit the intent of this process, looking for the job whenever no answer came."""
+        entry, reason = self._entry(key), ""
+        mine = entry.created
         for _ in range(_MAX_SUBMITS):
-            entry = self._entry(key)
-            if not self.ledger.take_over(key, entry.created):  # whoever finds this intent after a crash waits from now on
+            taken = self.ledger.take_over(key, mine)  # whoever finds this intent after a crash waits from now on
+            if taken is None:  # somebody has found it, and submits it
                 return
+            mine = taken
             try:
                 job_id: str | None = self.provider.submit(request.payload, entry.tag)
-            except UncertainSubmitError:
+            except UncertainSubmitError as error:
+                reason = str(error)
                 job_id = self._look_for(key, time.monotonic() + self.timing.settle)
             except BackendError:
-                self.ledger.withdraw(key)
+                self.ledger.withdraw(key, mine)
                 raise
             if job_id is not None:
                 self.ledger.submitted(key, job_id)
                 return
-        self.ledger.withdraw(key)
-        raise BackendUnavailableError(f"{self.provider.name} accepted no job in {_MAX_SUBMITS} attempts; try again later")
+        self.ledger.withdraw(key, mine)
+        raise BackendUnavailableError(f"{self.provider.name} accepted no job in {_MAX_SUBMITS} attempts ({reason}); try again later")
 
     def _settle(self, key: str, request: Request) -> Entry:
         """An intent without a job: of a process that died, or of one that is submitting right now."""
@@ -287,5 +291,5 @@ class RecordedExecutor:
         raise AssertionError("unreachable")
 
     def _pause(self, looks: int) -> float:
-        pause = min(self.timing.poll_first * 1.5**looks, self.timing.poll_longest)
+        pause = min(self.timing.poll_first * 1.5 ** min(looks, 100), self.timing.poll_longest)  # days in a queue are many looks
         return pause * random.uniform(0.8, 1.2)

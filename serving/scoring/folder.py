@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from hqtl_common import __version__
+from hqtl_common.backends.opening import Limits
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.classifier import HybridClassifier
 from hqtl_common.errors import ConfigError, InputError
 from hqtl_common.manifest import MANIFEST
 from hqtl_common.stages import available_cores
 from serving.scoring.listing import LISTING, Walk, plan_batches, unlisted, write_segment
-from serving.scoring.options import Options, Request, open_backend, resolve
+from serving.scoring.options import Options, Request, open_engine, resolve
 from serving.scoring.outputs import ResultWriter
 from serving.scoring.pipeline import Decoder, score_batches
 from serving.scoring.progress import Reporter, Silent
@@ -87,6 +89,7 @@ class _Run:
     workers: int
     reporter: Reporter
     should_stop: Callable[[], bool]
+    limits: Limits | None
 
 
 def score_folder(
@@ -99,6 +102,7 @@ def score_folder(
     workers: int | None = None,
     reporter: Reporter | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    limits: Limits | None = None,
 ) -> Outcome:
     """Write one row per image below ``folder`` to ``scores.jsonl`` and ``scores.csv`` in ``out``.
 
@@ -111,6 +115,7 @@ def score_folder(
         workers: Threads that decode (default: the cores this process may use).
         reporter: What is told meanwhile (default: nothing).
         should_stop: Asked after every chunk; True ends the run there, to be resumed later.
+        limits: What may be spent on a paid backend.
 
     Raises:
         ConfigError: An option cannot be used, differs from the recorded one, or ``out`` is not empty or in use.
@@ -126,7 +131,7 @@ def score_folder(
     with _output_folder(out, folder):
         recorded = _recorded(out, resume)
         options = resolve(request or Request(), model, recorded.options if recorded else None)
-        run = _Run(folder, out, model, options, workers or available_cores(), reporter or Silent(), should_stop)
+        run = _Run(folder, out, model, options, workers or available_cores(), reporter or Silent(), should_stop, limits)
         return _go(run, recorded)
 
 
@@ -156,8 +161,14 @@ def _go(run: _Run, recorded: State | None) -> Outcome:
     )
 
 
+def _scope(run: _Run) -> str:
+    """What paid executions belong to: the same options on the same folder replay what was paid, wherever the results go."""
+    what = json.dumps([run.bundle.manifest.model_dump(mode="json")["files"], run.options.model_dump(), str(run.folder)], sort_keys=True)
+    return f"score-{hashlib.sha256(what.encode()).hexdigest()[:24]}"
+
+
 def _work(run: _Run, state: State) -> State:
-    backend = open_backend(run.options)
+    backend = open_engine(run.options, run.limits, _scope(run))
     with closing(backend), HybridClassifier(run.bundle, backend, threshold=run.options.threshold) as classifier:
         if backend.shots is not None and backend.seed is None:
             run.reporter.note(f"{backend.name} draws without a seed: another run gives other samples")

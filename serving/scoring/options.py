@@ -9,12 +9,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from hqtl_common.adaptive import ShotPlan
-from hqtl_common.backends import get_backend
+from hqtl_common.backends import backend_capabilities
 from hqtl_common.backends.base import Backend
+from hqtl_common.backends.opening import Limits, open_backend
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.errors import ConfigError, HqtlError
 
-__all__ = ["DEFAULT_BACKEND", "DEFAULT_BATCH_SIZE", "Options", "Request", "open_backend", "resolve"]
+__all__ = ["DEFAULT_BACKEND", "DEFAULT_BATCH_SIZE", "Options", "Request", "open_engine", "resolve"]
 
 DEFAULT_BACKEND = "statevector"
 DEFAULT_BATCH_SIZE = 32
@@ -33,6 +34,7 @@ class Request:
             which results are written (default: the batch size).
         threshold: Probability from which the positive label is given (default: the bundle's).
         max_shots: Sample images in doubt again, with at most so many shots each (default: ``shots`` for every image).
+        backend_options: Options of the backend by its own names.
     """
 
     backend: str | None = None
@@ -42,6 +44,7 @@ class Request:
     chunk_size: int | None = None
     threshold: float | None = None
     max_shots: int | None = None
+    backend_options: dict[str, Any] | None = None
 
 
 class Options(BaseModel):
@@ -56,11 +59,12 @@ class Options(BaseModel):
     chunk_size: Annotated[int, Field(ge=1)]
     threshold: float | None
     max_shots: Annotated[int | None, Field(ge=1)] = None
+    backend_options: dict[str, Any] = {}
 
     @model_serializer(mode="wrap")
-    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Runs of a fixed number of shots are recorded as they were before there was ``max_shots``."""
-        return {name: value for name, value in serialize(self).items() if name != "max_shots" or value is not None}
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Options that are not used are not recorded."""
+        return {name: value for name, value in serialize(self).items() if value or name not in ("max_shots", "backend_options")}
 
 
 def resolve(request: Request, bundle: ModelBundle, recorded: Options | None) -> Options:
@@ -98,18 +102,31 @@ def _with_defaults(request: Request, bundle: ModelBundle) -> Options:
         chunk_size=chunk_size,
         threshold=default_threshold if request.threshold is None else request.threshold,
         max_shots=request.max_shots,
+        backend_options=request.backend_options or {},
     )
 
 
-def open_backend(options: Options) -> Backend:
+def open_engine(options: Options, limits: Limits | None, scope: str) -> Backend:
     """The backend of a run.
 
+    Args:
+        options: Of the run.
+        limits: What may be spent on a paid backend.
+        scope: What its executions belong to.
+
     Raises:
-        ConfigError: An option that the backend does not know, or out of range.
+        ConfigError: An option that the backend does not know, or out of range; a paid backend without limits.
         BackendError: There is no such backend, or it cannot do what the options ask.
     """
-    seed = {} if options.seed is None else {"seed": options.seed}
-    backend = get_backend(options.backend, shots=options.shots, **seed)
+    backend = open_backend(
+        options.backend,
+        shots=options.shots,
+        seed=options.seed,
+        seed_needed=True,
+        options=options.backend_options,
+        limits=limits,
+        scope=scope,
+    )
     if options.max_shots is not None:
         try:
             ShotPlan.of(backend, options.max_shots)
@@ -120,12 +137,13 @@ def open_backend(options: Options) -> Backend:
 
 
 def _default_seed(request: Request) -> int | None:
-    """0, or None for a backend that takes no seed (it says so when it is made)."""
-    try:
-        get_backend(request.backend or DEFAULT_BACKEND, shots=request.shots, seed=0).close()
-    except ConfigError:
-        return None
-    return 0
+    """0, or None for a backend that takes no seed."""
+    name = request.backend or DEFAULT_BACKEND
+    if backend_capabilities(name).paid:
+        return 0
+    backend = open_backend(name, shots=request.shots, seed=0, options=request.backend_options)
+    backend.close()
+    return None if backend.shots is not None and backend.seed is None else 0
 
 
 def _shown(value: object) -> str:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from hqtl_common.errors import BackendError, CapabilityError, ConfigError, InputError
+from training.backbones import load_backbone, state_digest
 from training.config import FitConfig
 from training.fit import fit, open_run
 from training.runs import Checkpoint, RunFolder
@@ -82,6 +83,15 @@ def test_it_learns(whole: Path) -> None:
     assert run.metrics()[-1]["train_loss"] < run.metrics()[0]["train_loss"] - 0.05
     assert result["test"]["roc_auc"] > 0.9
     assert result["val"]["loss"] == pytest.approx(min(line["val_loss"] for line in run.metrics()), abs=1e-9)
+
+
+def test_backbone_is_untouched_by_a_training(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = load_backbone("resnet18", "none")
+    monkeypatch.setattr("training.fit.load_backbone", lambda *args: backbone)
+    train(tmp_path / "run", epochs=2)
+    assert state_digest(backbone.network) == backbone.digest
+    assert not any(module.training for module in backbone.network.modules())
+    assert all(parameter.grad is None for parameter in backbone.network.parameters())
 
 
 def test_same_command_gives_the_same_run_and_the_same_bundle(whole: Path, train: Train, tmp_path: Path) -> None:

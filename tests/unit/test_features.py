@@ -270,6 +270,12 @@ def test_corrupt_file_is_set_aside(cache: FeatureCache, backbone: Backbone, dama
     assert len(FeatureCache(cache.path.parent, backbone, SPEC).get([key for key, _ in ROWS])) == len(ROWS)
 
 
+def test_file_that_is_set_aside_is_kept(cache: FeatureCache) -> None:
+    cache.path.write_bytes(b"garbage" * 1000)
+    assert cache.get([ROWS[0][0]]) == {}
+    assert cache.path.with_suffix(".corrupt").read_bytes() == b"garbage" * 1000
+
+
 def test_remains_of_a_killed_writer_do_not_come_back(cache: FeatureCache, backbone: Backbone) -> None:
     """The log beside a damaged file belongs to it and must go with it."""
     code = (

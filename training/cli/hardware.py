@@ -79,7 +79,9 @@ def plan_evaluate(model: Path, data: Path, shots: int | None, prices: Path | Non
     from training.planning import plan_answers
     from training.tables import print_plans
 
-    print_plans(plan_answers(len(load_dataset(data).samples), given["backend"] or "statevector", shots, None, prices), as_json=as_json)
+    chosen = parse_backend_options(given["backend_options"])
+    plans = plan_answers(len(load_dataset(data).samples), given["backend"] or "statevector", shots, None, prices, chosen)
+    print_plans(plans, as_json=as_json)
 
 
 @plan.command("score")
@@ -96,7 +98,8 @@ def plan_score(folder: Path, shots: int | None, batch_size: int, prices: Path | 
     from training.tables import print_plans
 
     count = sum(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in folder.rglob("*"))
-    print_plans(plan_answers(count, given["backend"] or "statevector", shots, batch_size, prices), as_json=as_json)
+    chosen = parse_backend_options(given["backend_options"])
+    print_plans(plan_answers(count, given["backend"] or "statevector", shots, batch_size, prices, chosen), as_json=as_json)
 
 
 @click.group()
