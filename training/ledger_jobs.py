@@ -28,7 +28,7 @@ def find_entry(ledger: Ledger, job: str) -> Entry:
     Raises:
         InputError: There is none, or more than one.
     """
-    found = ledger.find(job_id=job) or [entry for entry in ledger.find() if entry.key.startswith(job)]
+    found = ledger.find(job_id=job) or [entry for entry in ledger.find() if job and entry.key.startswith(job)]
     if len(found) != 1:
         raise InputError(f"{len(found)} recorded executions are called {job!r}; hqtl-train jobs list shows all")
     return found[0]
@@ -57,8 +57,8 @@ def cancel(ledger: Ledger, entry: Entry) -> None:
         InputError: It has no job, or has finished.
         BackendError: The platform did not take it.
     """
-    job_id = _running_job(entry)
-    _provider(entry).cancel(job_id)
+    provider = _provider_of(entry)
+    provider.cancel(_running_job(ledger, entry, provider))
     ledger.fail(entry.key, "cancelled by the user")
 
 
@@ -66,22 +66,45 @@ def adopt(ledger: Ledger, entry: Entry) -> Entry:
     """Wait for the job of an execution and record its result.
 
     Raises:
-        InputError: It has no job, or has finished.
+        InputError: It has no job, or has finished, or its job holds more than the ledger can tell.
         JobFailedError: The job ended without a result.
         BackendError: The platform cannot be reached.
     """
-    _running_job(entry)
-    executor = RecordedExecutor(ledger, _provider(entry), entry.scope)
-    return executor.run(Request(entry.key, entry.num_rows, entry.shots, entry.qpu_seconds, payload=None))
+    provider = _provider_of(entry)
+    request = Request(entry.key, entry.num_rows, entry.shots, entry.qpu_seconds, _payload(entry))
+    _running_job(ledger, entry, provider)
+    return RecordedExecutor(ledger, provider, entry.scope).run(request)
 
 
-def _running_job(entry: Entry) -> str:
-    if entry.state != "submitted" or entry.job_id is None:
+def _provider_of(entry: Entry) -> Any:
+    if entry.state not in ("intent", "submitted"):
         raise InputError(f"the execution {entry.key[:12]} is {entry.state}; only submitted ones have a job that runs")
-    return entry.job_id
-
-
-def _provider(entry: Entry) -> Any:
     from hqtl_common.backends.ibm import open_provider
 
     return open_provider(entry.backend, mode="job", dynamical_decoupling=None, twirling=False, rep_delay=None)
+
+
+def _running_job(ledger: Ledger, entry: Entry, provider: Any) -> str:
+    """Its identifier; that of an intent, whose process died in the submit, is found by its tag and recorded."""
+    if entry.job_id is not None:
+        return entry.job_id
+    job_id: str | None = provider.find(entry.tag)
+    if job_id is None:
+        raise InputError(f"no job carries the tag of the execution {entry.key[:12]}; run the command that began it again")
+    ledger.submitted(entry.key, job_id)
+    return job_id
+
+
+def _payload(entry: Entry) -> Any:
+    """What the result is checked against; nothing that could be submitted."""
+    from hqtl_common.backends.ibm import Payload, Pub
+
+    pubs = entry.details.get("pubs", [[entry.num_rows, entry.shots]])
+    executions = sum(rows * shots for rows, shots in pubs)
+    if entry.details.get("executions", executions) != executions:
+        raise InputError(f"the job of the execution {entry.key[:12]} holds mitigation as well; run the command that began it again")
+    return Payload(tuple(Pub(_no_circuit, {}, rows, shots) for rows, shots in pubs))
+
+
+def _no_circuit() -> Any:
+    raise AssertionError("an adopted job is never submitted")

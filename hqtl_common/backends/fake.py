@@ -153,7 +153,7 @@ class NoisyBackend:
         if method == "aer":
             assert shots is not None
             with self._lock:
-                counts: NDArray[Any] = sample_counts(circuit.circuit, table.bindings, shots, seed, circuit.noise)
+                counts: NDArray[Any] = sample_counts(circuit.circuit, table.bindings, shots, seed, noise=circuit.noise)
             return estimate(counts, num_qubits)
         assert circuit.program is not None
         exact = probabilities(circuit.program, table.angles, table.weights)

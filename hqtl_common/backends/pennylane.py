@@ -19,6 +19,7 @@ from hqtl_common.specs import HeadSpec
 
 __all__ = ["PennyLaneBackend", "make_device", "queue_head"]
 
+_REMOTE = "qiskit.remote"
 _GATES: dict[str, Callable[..., Any]] = {"h": qml.Hadamard, "ry": qml.RY, "cx": qml.CNOT}
 
 
@@ -29,23 +30,26 @@ class PennyLaneBackend:
         name: ``pennylane:`` and the device's name, for example ``pennylane:default.qubit``.
         shots: Repetitions, or None for exact values.
         seed: Seed of the device, for devices that take one.
+        fake_backend: For ``qiskit.remote``: the snapshot that it runs on, for example ``fake_kolkata``. It transpiles and
+            submits every image by itself, in seconds each; the backend ``fake_kolkata`` does the same in microseconds.
 
     Raises:
-        ConfigError: An option outside its range, or a seed for a device that takes none.
+        ConfigError: An option outside its range, a seed for a device that takes none, a snapshot for another device.
         CapabilityError: Exact values (``shots=None``) of a device that only samples.
-        UnknownBackendError: PennyLane has no such device.
+        UnknownBackendError: PennyLane has no such device, or qiskit-ibm-runtime no such snapshot.
     """
 
-    OPTIONS: ClassVar[frozenset[str]] = frozenset({"shots", "seed"})
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"shots", "seed", "fake_backend"})
 
-    def __init__(self, name: str, *, shots: int | None = None, seed: int | None = None) -> None:
+    def __init__(self, name: str, *, shots: int | None = None, seed: int | None = None, fake_backend: str | None = None) -> None:
         self.name = name
         self.device_name = name.partition(":")[2]
         self.shots = check_shots(shots)
-        device = make_device(self.device_name, 2)
+        self._options = _device_options(self.device_name, fake_backend)
+        device = make_device(self.device_name, 2, **self._options)
         if seed is not None and not _takes_seed(device):
             raise ConfigError(f"the device of {name!r} takes no seed; leave it out")
-        if self.shots is None and _only_samples(device):
+        if self.shots is None and (self.device_name == _REMOTE or _only_samples(device)):
             raise CapabilityError(f"{name!r} has no exact values: its answers are estimates from samples; give shots")
         self.seed = check_seed(seed, self.shots) if _takes_seed(device) else None
 
@@ -63,6 +67,7 @@ class PennyLaneBackend:
             shots=self.shots,
             seed=self.seed,
             num_rows=len(angles64),
+            options={} if not self._options else {"fake_backend": self._options["backend"].name},
             versions={"pennylane": qml.__version__},
             wall_seconds=time.perf_counter() - started,
         )
@@ -78,7 +83,7 @@ class PennyLaneBackend:
             empty = np.zeros((0, spec.num_qubits))
             return empty, None if self.shots is None else np.zeros((0, spec.num_qubits, spec.num_qubits))
         seed = None if self.seed is None else stream_seed(self.seed, stream)
-        device = make_device(self.device_name, spec.num_qubits, seed)
+        device = make_device(self.device_name, spec.num_qubits, **({} if seed is None else {"seed": seed}), **self._options)
         wires = range(spec.num_qubits)
 
         def circuit() -> Any:
@@ -92,8 +97,8 @@ class PennyLaneBackend:
         return estimate(_count(bits), spec.num_qubits)
 
 
-def make_device(device_name: str, num_qubits: int, seed: Any = None) -> Any:
-    """A PennyLane device; ``seed`` only for devices that take one.
+def make_device(device_name: str, num_qubits: int, **options: Any) -> Any:
+    """A PennyLane device, with its own options.
 
     Raises:
         UnknownBackendError: PennyLane has no such device.
@@ -102,7 +107,6 @@ def make_device(device_name: str, num_qubits: int, seed: Any = None) -> Any:
     if device_name not in qml.plugin_devices:
         known = ", ".join(sorted(qml.plugin_devices))
         raise UnknownBackendError(f"PennyLane has no device {device_name!r} here; it has {known}")
-    options = {} if seed is None else {"seed": seed}
     try:
         return qml.device(device_name, wires=num_qubits, **options)
     except (qml.exceptions.DeviceError, TypeError, ValueError, ImportError) as error:
@@ -115,6 +119,16 @@ def queue_head(spec: HeadSpec, weights: Any, angles: Any) -> None:
     for operation in operations(spec):
         arguments = [] if operation.source is None else [flat[operation.source][..., operation.index]]
         _GATES[operation.gate](*arguments, wires=operation.qubits)
+
+
+def _device_options(device_name: str, fake_backend: str | None) -> dict[str, Any]:
+    if fake_backend is None:
+        return {}
+    if device_name != _REMOTE:
+        raise ConfigError(f"fake_backend is an option of pennylane:{_REMOTE}; the device is {device_name!r}")
+    from hqtl_common.backends.snapshots import snapshot_class
+
+    return {"backend": snapshot_class(fake_backend)()}
 
 
 def _takes_seed(device: Any) -> bool:

@@ -55,7 +55,7 @@ FAMILIES: tuple[Family, ...] = (
         "pennylane:NAME",
         "hqtl_common.backends.pennylane:PennyLaneBackend",
         Capabilities(
-            summary="any installed PennyLane device, for example pennylane:default.qubit",
+            summary="any installed PennyLane device; qiskit.remote (slow) with the option fake_backend=fake_kolkata",
             exact=True,
             shots=True,
             noise=None,

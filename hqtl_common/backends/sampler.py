@@ -19,6 +19,7 @@ from hqtl_common.backends.base import check_seed, check_shots, check_table, esti
 from hqtl_common.backends.mitigation import Calibration, mitigated, mitigation_of
 from hqtl_common.backends.mitigation_circuits import calibration_circuit, calibration_parameters
 from hqtl_common.circuit import qiskit_circuit
+from hqtl_common.errors import CapabilityError
 from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
 
@@ -36,12 +37,14 @@ class AerBackend:
         seed: Seed of the sampling.
         mitigation: ``readout`` or None; see :mod:`hqtl_common.backends.mitigation`. Without noise it only costs.
         calibration_shots: Repetitions of each calibration circuit.
+        device: ``CPU``, or ``GPU`` where Aer was built for one (the package qiskit-aer-gpu).
 
     Raises:
         ConfigError: An option outside its range.
+        CapabilityError: The installed Aer has no such device.
     """
 
-    OPTIONS: ClassVar[frozenset[str]] = frozenset({"shots", "seed", "mitigation", "calibration_shots"})
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"shots", "seed", "mitigation", "calibration_shots", "device"})
 
     def __init__(
         self,
@@ -51,8 +54,13 @@ class AerBackend:
         seed: int | None = None,
         mitigation: str | None = None,
         calibration_shots: int | None = None,
+        device: str = "CPU",
     ) -> None:
+        available = qiskit_aer.AerSimulator().available_devices()
+        if device not in available:
+            raise CapabilityError(f"the installed Aer runs on {', '.join(available)}; got the device {device!r}")
         self.name = name
+        self._device = device
         self.shots = check_shots(shots) or DEFAULT_SHOTS
         self.seed = check_seed(seed, self.shots)
         self._mitigation = mitigation_of(self.shots, mitigation, calibration_shots)
@@ -65,7 +73,7 @@ class AerBackend:
         circuit = _measured_circuit(spec)
         seed = stream_seed(self.seed, stream)
         with self._lock:
-            counts = sample_counts(circuit, bindings(spec, weights64, angles64), self.shots, seed)
+            counts = sample_counts(circuit, bindings(spec, weights64, angles64), self.shots, seed, device=self._device)
             calibration = self._calibration(spec.num_qubits, seed)
         expvals, covs = mitigated([estimate(counts, spec.num_qubits)], self._mitigation, calibration)
         found = self._mitigation.report(len(angles64), self.shots, calibration)
@@ -75,7 +83,7 @@ class AerBackend:
             shots=self.shots,
             seed=self.seed,
             num_rows=len(angles64),
-            options={name: value for name, value in found.items() if name != "zne"},
+            options={"device": self._device, **{name: value for name, value in found.items() if name != "zne"}},
             depth=circuit.depth(),
             two_qubit_gates=circuit.num_nonlocal_gates(),
             versions={"qiskit": qiskit.__version__, "qiskit-aer": qiskit_aer.__version__},
@@ -100,7 +108,13 @@ def _measured_circuit(spec: HeadSpec) -> QuantumCircuit:
 
 
 def sample_counts(
-    circuit: QuantumCircuit, parameters: dict[Any, NDArray[np.float64]], shots: int, seed: np.random.SeedSequence, noise: Any = None
+    circuit: QuantumCircuit,
+    parameters: dict[Any, NDArray[np.float64]],
+    shots: int,
+    seed: np.random.SeedSequence,
+    *,
+    noise: Any = None,
+    device: str = "CPU",
 ) -> NDArray[np.int64]:
     """Counts (R, 2^n) of Aer's shots, qubit 0 most significant; not to be called from two threads at once.
 
@@ -110,11 +124,12 @@ def sample_counts(
         shots: Repetitions per row.
         seed: Source of the sampler's seed.
         noise: Aer's noise model, None for none.
+        device: Aer's name of the processor.
     """
     if not len(next(iter(parameters.values()))):
         return np.zeros((0, 2**circuit.num_clbits), dtype=np.int64)
-    options = None if noise is None else {"backend_options": {"noise_model": noise}}
-    sampler = SamplerV2(default_shots=shots, seed=int(seed.generate_state(1)[0] >> 1), options=options)
+    options = {"device": device} | ({} if noise is None else {"noise_model": noise})
+    sampler = SamplerV2(default_shots=shots, seed=int(seed.generate_state(1)[0] >> 1), options={"backend_options": options})
     bits: BitArray = sampler.run([(circuit, parameters)]).result()[0].data.meas
     return counts_of(bits)
 

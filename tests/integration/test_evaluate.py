@@ -173,13 +173,16 @@ def test_device_without_a_seed_is_used_and_announced(measure: Measure, finished_
     assert "warning: pennylane:qiskit.aer draws without a seed: another run gives other samples" in capsys.readouterr().err
 
 
-def test_bad_options_are_refused_before_the_model_is_read(measure: Measure, tmp_path: Path) -> None:
+def test_bad_options_are_refused_before_anything_runs(
+    measure: Measure, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.evaluate._RunJudge, "answer", lambda *args: pytest.fail("ran before it was checked"))
     with pytest.raises(BackendError, match="unknown backend 'moon'"):
-        measure(tmp_path / "nowhere", backend="moon")
+        measure(finished_run, backend="moon")
     with pytest.raises(BackendError, match="has no exact values"):
-        measure(tmp_path / "nowhere", backend="pennylane:qiskit.aer")
+        measure(finished_run, backend="pennylane:qiskit.aer")
     with pytest.raises(ConfigError, match="seed must be"):
-        measure(tmp_path / "nowhere", backend="aer", shots=5, seed=2**63)
+        measure(finished_run, backend="aer", shots=5, seed=2**63)
     with pytest.raises(BundleError, match="not a folder"):
         measure(tmp_path / "nowhere")
 
