@@ -42,6 +42,7 @@ class Head(nn.Module):
         self.shots: int | None = None  # repetitions that are really made; None = exact
         self.num_rows = 0  # parameter sets evaluated so far on a backend
         self.num_jobs = 0  # executions submitted so far
+        self.qpu_seconds = 0.0  # billed so far
 
     def close(self) -> None:
         """Free what the head holds."""
@@ -143,6 +144,7 @@ class ShiftHead(Head):
         self.stream += 1
         self.num_rows += answer.record.num_rows
         self.num_jobs += answer.record.num_jobs
+        self.qpu_seconds += answer.record.qpu_seconds
         expvals = torch.from_numpy(answer.expvals[:: table.num_points].copy())
         return expvals.to(angles.device), torch.from_numpy(table.jacobian(answer.expvals)).to(angles.device)
 

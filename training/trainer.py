@@ -134,6 +134,7 @@ class Trainer:
             "best_loss": self._best_loss,
             "num_rows": head.num_rows,
             "num_jobs": head.num_jobs,
+            "qpu_seconds": head.qpu_seconds,
             "stream": head.stream if isinstance(head, ShiftHead) else 0,
         }
         return Checkpoint(tensors, progress)
@@ -150,7 +151,7 @@ class Trainer:
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         progress, head = checkpoint.progress, self._model.head
         self.epoch, self.best_epoch, self._best_loss = progress["epoch"], progress["best_epoch"], progress["best_loss"]
-        head.num_rows, head.num_jobs = progress["num_rows"], progress["num_jobs"]
+        head.num_rows, head.num_jobs, head.qpu_seconds = progress["num_rows"], progress["num_jobs"], progress["qpu_seconds"]
         if isinstance(head, ShiftHead):
             head.stream = progress["stream"]
 

@@ -36,7 +36,7 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     if summary["skipped"]:
         table.add_row("not scored", ", ".join(f"{count:,} {_KINDS.get(kind, kind)}" for kind, count in summary["skipped"].items()))
     table.add_row("images", _images(outcome))
-    table.add_row("backend", ", ".join(_backend(execution) for execution in summary["executions"]) or "not used")
+    table.add_row("backend", ", ".join(dict.fromkeys(map(_backend, summary["executions"]))) or "not used")
     names = (CSV, JSONL, SUMMARY) if outcome.complete else (CSV, JSONL)
     table.add_row("files", Text("\n".join(printable(str(outcome.out / name)) for name in names)))
     console.print(table)
