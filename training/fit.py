@@ -17,9 +17,12 @@ from hqtl_common.errors import ConfigError
 from training.backbones import load_backbone
 from training.config import FitConfig
 from training.console import progress_bar, say
+from training.data import SPLIT_NAMES
 from training.head import make_head, resolve_diff_method
 from training.metrics import classification_metrics, find_positive
 from training.model import HybridModel, build_model
+from training.plan import read_prices
+from training.planning import plan_fit
 from training.plots import plot_confusion, plot_curves
 from training.prepare import PreparedData, pick_device, prepare
 from training.runs import RunFolder
@@ -90,6 +93,8 @@ def fit(config: FitConfig, run: RunFolder, cache_folder: Path, *, limits: Limits
         "positive": positive,
         "diff_method": method,
         "shots": model.head.shots,
+        "qpu_seconds": model.head.qpu_seconds,
+        "planned": plan_fit(config, _sizes(data), read_prices()).to_dict(),
         "val": val,
         "test": test,
         "logistic_regression": _reference(data, positive),
@@ -111,6 +116,10 @@ def _record_data(run: RunFolder, record: dict[str, Any]) -> None:
         raise ConfigError(
             f"the data or the weights changed since {str(run.path)!r} was begun ({', '.join(changed)} differ); begin a new run"
         )
+
+
+def _sizes(data: PreparedData) -> dict[str, int]:
+    return {name: len(data.split.indices(name)) for name in SPLIT_NAMES}
 
 
 def _scope(config: FitConfig, data: PreparedData) -> str:

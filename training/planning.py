@@ -13,7 +13,7 @@ from training.head import resolve_diff_method
 from training.plan import Plan, cost_of, evaluate_counts, fit_counts, read_prices
 from training.splits import make_split, parse_ratio
 
-__all__ = ["plan_answers", "plan_training"]
+__all__ = ["plan_answers", "plan_fit", "plan_training"]
 
 _DEFAULT_SHOTS = 1024  # what sampled backends take when none are given
 
@@ -31,23 +31,35 @@ def plan_training(config: FitConfig, prices: Path | None = None) -> dict[str, Pl
     merged = None if groups is None else merge_identical(groups, content_hashes(dataset.samples))
     split = make_split(dataset, parse_ratio(config.split), config.seed, merged)
     images = {name: len(split.indices(name)) for name in ("train", "val", "test")}
+    table = read_prices(prices)
+    shots = _shots(config.backend, config.shots)
+    variants: dict[str, dict[str, Any]] = {"as given": {}}
+    if shots is not None:
+        variants["a quarter of the shots"] = {"shots": max(1, shots // 4)}
+        variants["spsa"] = {"diff_method": "spsa"}
+    variants["4 × the batch size"] = {"batch_size": 4 * config.batch_size}
+    return {name: plan_fit(config.model_copy(update=changes), images, table) for name, changes in variants.items()}
+
+
+def plan_fit(config: FitConfig, images: Mapping[str, int], prices: Mapping[str, float]) -> Plan:
+    """The plan of a training on so many images.
+
+    Args:
+        config: Options.
+        images: Number of images of ``train``, ``val`` and ``test``.
+        prices: US dollars per QPU second by plan.
+
+    Raises:
+        BackendError: The method is not legal on the backend.
+        ConfigError: Options that do not fit.
+    """
     shots = _shots(config.backend, config.shots)
     method = resolve_diff_method(config.backend, shots, config.diff_method)
-    table = read_prices(prices)
-
-    def plan(diff_method: str = method, batch_size: int = config.batch_size, shots: int | None = shots) -> Plan:
-        mitigation = _mitigation(shots, config.backend_options)
-        counts = fit_counts(
-            config.head_spec, diff_method, images, batch_size=batch_size, epochs=config.epochs, shots=shots, mitigation=mitigation
-        )
-        return cost_of(counts, shots, table, mitigation)
-
-    plans = {"as given": plan()}
-    if shots is not None:
-        plans["a quarter of the shots"] = plan(shots=max(1, shots // 4))
-        plans["spsa"] = plan(diff_method="spsa")
-    plans["4 × the batch size"] = plan(batch_size=4 * config.batch_size)
-    return plans
+    mitigation = _mitigation(shots, config.backend_options)
+    counts = fit_counts(
+        config.head_spec, method, images, batch_size=config.batch_size, epochs=config.epochs, shots=shots, mitigation=mitigation
+    )
+    return cost_of(counts, shots, prices, mitigation)
 
 
 def plan_answers(

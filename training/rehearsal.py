@@ -56,4 +56,5 @@ def rehearse(
     with start(emulated) as emulator, tempfile.TemporaryDirectory(prefix="hqtl-rehearsal-") as folder:
         ledger = {"HQTL_LEDGER": os.environ.get("HQTL_REHEARSAL_LEDGER") or str(Path(folder) / "ledger.sqlite")}
         done = subprocess.run(words, env=os.environ | emulated_environment(emulator, sealed=False) | ledger, check=False)
-        return Rehearsal(done.returncode, emulator.stats())
+        killed = done.returncode < 0  # by a signal: told as a shell tells it
+        return Rehearsal(128 - done.returncode if killed else done.returncode, emulator.stats())

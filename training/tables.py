@@ -20,6 +20,12 @@ def print_fit(path: Path, result: dict[str, Any]) -> None:
     rows = {name: result[key] for name, key in (("validation", "val"), ("test", "test"))}
     print_figures({**rows, "test, logistic regression": result["logistic_regression"]})
     print_confusion(result["test"])
+    if result["shots"] is not None:
+        planned = result["planned"]
+        STDOUT.print(
+            f"{result['jobs']:,} jobs with {result['parameter_sets']:,} parameter sets (planned {planned['jobs']:,} and "
+            f"{planned['parameter_sets']:,}), {result['qpu_seconds']:.1f} QPU seconds billed"
+        )
     STDOUT.print(f"best epoch {result['best_epoch']} of {result['epochs']}; {path / 'curves.png'}, {path / 'confusion.png'}")
 
 

@@ -7,11 +7,13 @@ elsewhere, for rehearsals against a stand-in on this machine only.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,7 +41,8 @@ def open_service() -> tuple[QiskitRuntimeService, tuple[str, ...]]:
         BackendAuthError: No account, or one that is refused.
     """
     _check_account()
-    secrets = tuple(filter(None, (os.environ.get("QISKIT_IBM_TOKEN"), os.environ.get("QISKIT_IBM_INSTANCE"))))
+    secrets = _known_secrets()
+    _guard_logs(secrets)
     try:
         with _strict_authentication():
             service = QiskitRuntimeService()
@@ -90,6 +93,37 @@ def _check_account() -> None:
         )
     if _ACCOUNT_FILE.stat().st_mode & 0o077:
         raise BackendAuthError(f"{_ACCOUNT_FILE} holds a key and can be read by others; run: chmod 600 {_ACCOUNT_FILE}")
+
+
+def _known_secrets() -> tuple[str, ...]:
+    """Keys and CRNs of the variables and of all saved accounts."""
+    found: list[Any] = [os.environ.get("QISKIT_IBM_TOKEN"), os.environ.get("QISKIT_IBM_INSTANCE")]
+    with suppress(OSError, ValueError, AttributeError):  # no file, or one that the client will refuse
+        found += [account.get(key) for account in json.loads(_ACCOUNT_FILE.read_text()).values() for key in ("token", "instance")]
+    return tuple({str(secret) for secret in found if secret})
+
+
+class _HideSecrets(logging.Filter):
+    """Takes keys and CRNs out of what the client logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secrets: tuple[str, ...] = ()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging."""
+        record.msg, record.args = without_secrets(record.getMessage(), self.secrets), ()
+        return True
+
+
+_HIDING = _HideSecrets()
+
+
+def _guard_logs(secrets: tuple[str, ...]) -> None:
+    logging.getLogger("ibm-cloud-sdk-core").setLevel(logging.INFO)  # below, it prints every header, the CRN among them
+    _HIDING.secrets = tuple({*_HIDING.secrets, *secrets})
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("qiskit_ibm_runtime")]:
+        logging.getLogger(name).addFilter(_HIDING)  # a filter of a parent does not see what its children log
 
 
 @contextmanager
