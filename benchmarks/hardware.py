@@ -16,24 +16,24 @@ from typing import Any
 
 import click
 import torch
-from qiskit.transpiler import PassManager
+from qiskit.transpiler import StagedPassManager
 from torch.nn.functional import cross_entropy
 
+from hqtl_common.backends.opening import Limits
 from hqtl_common.ledger import Ledger
 from hqtl_common.specs import HeadSpec
 from training.emulator import EmulatorOptions, emulated_environment, start
 from training.head import make_head
 from training.model import HybridModel, build_model
-from training.spending import Limits
 
 FEATURES = 16
 
 
 def counted(calls: list[float]) -> Callable[..., Any]:
-    """The pass manager's ``run``, with the seconds of each call."""
-    original = PassManager.run
+    """The ``run`` of the transpiler's pass manager, with the seconds of each call."""
+    original = StagedPassManager.run
 
-    def run(self: PassManager, *args: Any, **options: Any) -> Any:
+    def run(self: StagedPassManager, *args: Any, **options: Any) -> Any:
         started = time.perf_counter()
         result = original(self, *args, **options)
         calls.append(time.perf_counter() - started)
@@ -80,12 +80,12 @@ def main(machine: str, images: int, batch_size: int, epochs: int, shots: int) ->
         head = make_head(
             spec, model.head.weights, backend=f"ibm:{machine}", shots=shots, backend_options=options, limits=Limits(yes=True), scope="b"
         )
-        PassManager.run, original = counted(transpilations), PassManager.run  # type: ignore[method-assign]
+        StagedPassManager.run, original = counted(transpilations), StagedPassManager.run  # type: ignore[method-assign]
         started = time.perf_counter()
         try:
             steps, calls = train(model.with_head(head), images, batch_size, epochs)
         finally:
-            PassManager.run = original  # type: ignore[method-assign]
+            StagedPassManager.run = original  # type: ignore[method-assign]
         seconds = time.perf_counter() - started
         stats, entries = emulator.stats(), Ledger(ledger).find()
         head.close()
@@ -93,7 +93,7 @@ def main(machine: str, images: int, batch_size: int, epochs: int, shots: int) ->
     click.echo(f"optimiser steps {steps}, calls of the head {calls} (a validation each epoch)")
     click.echo(f"jobs submitted {submitted[0]}, executed {submitted[1]}, recorded {submitted[2]}")
     click.echo(f"executions {sum(entry.num_rows * entry.shots for entry in entries):,}, billed {stats['qpu_seconds']:.1f} s")
-    click.echo(f"transpilations {len(transpilations)} ({sum(transpilations):.2f} s of {seconds:.1f} s)")
+    click.echo(f"transpilations {len(transpilations)} ({1e3 * sum(transpilations):.0f} ms of {seconds:.1f} s)")
     if submitted != (calls, calls, calls) or len(transpilations) != 1:
         raise click.ClickException("a call must be one job, and the circuit transpiled once")
 

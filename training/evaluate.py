@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from hqtl_common.backends.base import Backend
+from hqtl_common.backends.opening import Limits, check_limits, open_backend
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.classifier import HybridClassifier, softmax
 from hqtl_common.errors import ConfigError, InputError
@@ -28,7 +29,6 @@ from training.metrics import classification_metrics
 from training.model import HybridModel, build_model
 from training.prepare import SourceData, compute_features, pick_device, read_source, split_source
 from training.runs import RunFolder, is_run
-from training.spending import Limits, check_limits, open_backend
 
 __all__ = ["Answers", "TrainedRun", "evaluate", "load_run"]
 

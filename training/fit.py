@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from hqtl_common.backends.opening import Limits, check_limits
 from hqtl_common.classifier import softmax
 from hqtl_common.errors import ConfigError
 from training.backbones import load_backbone
@@ -26,7 +27,6 @@ from training.planning import plan_fit
 from training.plots import plot_confusion, plot_curves
 from training.prepare import PreparedData, pick_device, prepare
 from training.runs import RunFolder
-from training.spending import Limits, check_limits
 from training.trainer import Trainer, TrainingData
 
 __all__ = ["fit", "open_run"]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from hqtl_common.backends.base import Backend
+from hqtl_common.backends.opening import Limits, open_backend
 from hqtl_common.backends.registry import backend_capabilities
 from hqtl_common.circuit import cx_permutation, z_signs
 from hqtl_common.errors import CapabilityError, ConfigError
 from hqtl_common.shifts import ShiftTable, forward_only, shift_table
 from hqtl_common.specs import HeadSpec
-from training.spending import Limits, open_backend
 
 __all__ = ["Head", "QNodeHead", "ShiftHead", "StatevectorHead", "make_head", "resolve_diff_method"]
 
@@ -216,8 +216,8 @@ def make_head(
         scope: What its executions belong to.
 
     Raises:
-        BackendError: See :func:`resolve_diff_method` and :func:`training.spending.open_backend`.
-        ConfigError: See :func:`training.spending.open_backend`.
+        BackendError: See :func:`resolve_diff_method` and :func:`hqtl_common.backends.opening.open_backend`.
+        ConfigError: See :func:`hqtl_common.backends.opening.open_backend`.
     """
     method = resolve_diff_method(backend, shots, diff_method)
     if method not in ("backprop", "adjoint"):

@@ -7,11 +7,13 @@ of all of them, below each other in this order, so that a replay mitigates the s
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +27,7 @@ from qiskit.transpiler.exceptions import TranspilerError
 from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate
 from hqtl_common.backends.costs import MAX_EXECUTIONS, estimated_qpu_seconds
 from hqtl_common.backends.ibm import IBMProvider, Payload, Pub, open_provider
-from hqtl_common.backends.mitigation import MITIGATION_OPTIONS, Calibration, mitigated, mitigation_of
+from hqtl_common.backends.mitigation import Calibration, mitigated, mitigation_of
 from hqtl_common.backends.mitigation_circuits import (
     CALIBRATION_STATES,
     calibration_circuit,
@@ -33,7 +35,7 @@ from hqtl_common.backends.mitigation_circuits import (
     folded,
     measured_qubits,
 )
-from hqtl_common.backends.recorded import Budget, RecordedExecutor, Request, Timing
+from hqtl_common.backends.recorded import Budget, JobStatus, RecordedExecutor, Request, Timing
 from hqtl_common.backends.sampler import DEFAULT_SHOTS, bindings
 from hqtl_common.circuit import qiskit_circuit
 from hqtl_common.errors import CapabilityError, ConfigError
@@ -42,6 +44,8 @@ from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
 
 __all__ = ["HardwareBackend"]
+
+logger = logging.getLogger("hqtl.hardware")
 
 F64 = NDArray[np.float64]
 
@@ -89,29 +93,6 @@ class HardwareBackend:
         BackendUnavailableError: The platform cannot be reached.
     """
 
-    OPTIONS: ClassVar[frozenset[str]] = MITIGATION_OPTIONS | frozenset(
-        {
-            "shots",
-            "seed",
-            "mode",
-            "optimization_level",
-            "seed_transpiler",
-            "initial_layout",
-            "dynamical_decoupling",
-            "twirling",
-            "rep_delay",
-            "max_jobs",
-            "max_qpu_seconds",
-            "yes",
-            "scope",
-            "ledger",
-            "settle_s",
-            "poll_s",
-            "max_poll_s",
-            "deadline_s",
-        }
-    )
-
     def __init__(
         self,
         name: str,
@@ -140,6 +121,10 @@ class HardwareBackend:
     ) -> None:
         if max_jobs is None and max_qpu_seconds is None and not yes:
             raise ConfigError(f"{name!r} costs money or queues: set max_jobs or max_qpu_seconds, or say yes (--yes) to run without a limit")
+        _check_numbers(optimization_level=optimization_level, seed_transpiler=seed_transpiler, settle_s=settle_s, poll_s=poll_s)
+        _check_numbers(max_poll_s=max_poll_s, deadline_s=deadline_s, rep_delay=rep_delay)
+        if initial_layout is not None and not (isinstance(initial_layout, list | tuple) and all(type(q) is int for q in initial_layout)):
+            raise ConfigError(f"initial_layout must be a list of physical qubits, for example [0,1,4,7]; got {initial_layout!r}")
         self.name = name
         self.shots: int = check_shots(shots) or DEFAULT_SHOTS
         self.seed = check_seed(0 if seed is None else seed, self.shots)
@@ -168,8 +153,11 @@ class HardwareBackend:
             scope or f"call-{uuid.uuid4().hex}",
             Budget(max_jobs, max_qpu_seconds),
             Timing(settle_s, poll_s, max_poll_s, deadline_s),
+            _log_status,
         )
         self._isa = lru_cache(maxsize=16)(self._transpiled)
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset(signature(__init__).parameters) - {"self", "name"}
 
     def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
         """See :meth:`hqtl_common.backends.base.Backend.run`.
@@ -203,7 +191,7 @@ class HardwareBackend:
         payload = Payload(tuple(self._pubs(spec, weights, angles)))
         executions = self._mitigation.executions(len(angles), self.shots)
         seconds = estimated_qpu_seconds(1, executions, _DEPTH * max(self._mitigation.factors))
-        return self._executor.run(Request(key, len(angles), self.shots, seconds, payload, lambda: self._facts(spec, executions)))
+        return self._executor.run(Request(key, len(angles), self.shots, seconds, payload, lambda: self._facts(spec, payload)))
 
     def _pubs(self, spec: HeadSpec, weights: F64, angles: F64) -> Iterator[Pub]:
         table = bindings(spec, weights, angles)
@@ -237,10 +225,11 @@ class HardwareBackend:
         counts = [entry.counts[-_STATES:] for entry in entries if entry.counts is not None]
         return Calibration(*estimate(np.sum(counts, axis=0), num_qubits)) if self._mitigation.readout and counts else None
 
-    def _facts(self, spec: HeadSpec, executions: int) -> dict[str, Any]:
+    def _facts(self, spec: HeadSpec, payload: Payload) -> dict[str, Any]:
         isa = self._isa(spec)
         return {
-            "executions": executions,
+            "pubs": [[pub.num_rows, pub.shots] for pub in payload.pubs],
+            "executions": sum(pub.num_rows * pub.shots for pub in payload.pubs),
             "layout": list(isa.layout),
             "depth": isa.circuit.depth(),
             "two_qubit_gates": isa.circuit.num_nonlocal_gates(),
@@ -277,3 +266,13 @@ class HardwareBackend:
             qpu_seconds=sum(entry.qpu_seconds for entry in entries),
             wall_seconds=seconds,
         )
+
+
+def _check_numbers(**values: Any) -> None:
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9):
+            raise ConfigError(f"{name} must be a number from 0 on; got {value!r}")
+
+
+def _log_status(job_id: str, status: JobStatus) -> None:
+    logger.info("job %s is %s%s", job_id, status.state, f": {status.reason}" if status.reason else "")

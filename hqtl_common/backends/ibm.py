@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 import qiskit_ibm_runtime
+from ibm_cloud_sdk_core import ApiException
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit
 from qiskit.primitives import BitArray
 from qiskit.providers.exceptions import QiskitBackendNotFoundError
 from qiskit.transpiler import Target
 from qiskit_ibm_runtime import Batch, QiskitRuntimeService, SamplerV2, Session
+from qiskit_ibm_runtime.api.exceptions import RequestsApiError
+from requests.exceptions import RequestException
 
 from hqtl_common.backends.ibm_account import TIMEOUTS_S, open_service, without_secrets
 from hqtl_common.backends.recorded import JobStatus, Request, UncertainSubmitError
 from hqtl_common.backends.sampler import counts_of
-from hqtl_common.errors import BackendAuthError, BackendError, BackendUnavailableError, ConfigError, UnknownBackendError
+from hqtl_common.errors import BackendAuthError, BackendError, BackendUnavailableError, ConfigError, HqtlError, UnknownBackendError
 
 __all__ = ["IBMProvider", "Payload", "Pub", "open_provider"]
 
@@ -80,12 +83,12 @@ class IBMProvider:
     @property
     def target(self) -> Target:
         """What to transpile to."""
-        return self._backend.target
+        return self._asked("the gates", lambda: self._backend.target)
 
     @property
     def calibration(self) -> str | None:
         """Date of the machine's last calibration (ISO 8601)."""
-        properties = self._backend.properties()
+        properties = self._asked("the calibration", lambda: self._backend.properties())
         return None if properties is None else properties.last_update_date.isoformat()
 
     @property
@@ -120,9 +123,11 @@ class IBMProvider:
             state = str(job.status())
         except Exception as error:
             self._renew_token(error)
+            if _status_code(error) == 404:
+                return JobStatus("failed", "the platform knows no such job; it may have been deleted")
             return JobStatus("unknown", self._text(error))
         if state.upper().startswith("CANCELLED"):
-            return JobStatus("failed", f"cancelled: {job.error_message() or 'no reason was given'}")
+            return JobStatus("failed", self._text(f"cancelled: {job.error_message() or 'no reason was given'}"))
         known = _STATES.get(state.upper(), "unknown")
         return JobStatus(known, self._text(job.error_message() or state) if known == "failed" else state)  # type: ignore[arg-type]
 
@@ -139,7 +144,8 @@ class IBMProvider:
         if len(found) != len(pubs) or not all(_fits(bits, pub) for bits, pub in zip(found, pubs, strict=True)):
             asked = ", ".join(f"{pub.num_rows} sets of {pub.shots} shots" for pub in pubs)
             raise BackendUnavailableError(f"the result of job {job_id} is not what was asked for: expected {asked}")
-        seconds = metrics.get("usage", {}).get("quantum_seconds") or metrics.get("usage", {}).get("seconds") or 0.0
+        usage = (metrics or {}).get("usage", {})
+        seconds = next((usage[name] for name in ("quantum_seconds", "seconds") if usage.get(name) is not None), request.qpu_seconds)
         return np.concatenate([counts_of(bits) for bits in found]), float(seconds), {}
 
     def cancel(self, job_id: str) -> None:
@@ -173,12 +179,21 @@ class IBMProvider:
 
     def _refusal(self, error: Exception) -> BackendError:
         code = _status_code(error)
+        if code is None and not _is_of_the_network(error):
+            return BackendError(f"the client refused the job for {self.machine}: {self._text(error)}")
         if code in (None, 401, 408, 429) or code >= 500:
             self._renew_token(error)
             return UncertainSubmitError(f"no answer to the submit: {self._text(error)}")
         if code == 403:
             return BackendAuthError(f"{self.machine}: the account may not do this (plan, instance or mode): {self._text(error)}")
         return BackendError(f"{self.machine} refused the job: {self._text(error)}")
+
+    def _asked(self, what: str, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except Exception as error:
+            self._renew_token(error)
+            raise BackendUnavailableError(f"{what} of {self.machine} cannot be read: {self._text(error)}") from None
 
     def _renew_token(self, error: Exception) -> None:
         if _status_code(error) == 401:
@@ -216,17 +231,33 @@ def open_provider(name: str, *, mode: str, dynamical_decoupling: str | None, twi
     service, secrets = open_service()
     wanted = name.partition(":")[2]
     try:
-        backend = service.least_busy(operational=True, simulator=False) if wanted == "least_busy" else service.backend(wanted)
-    except QiskitBackendNotFoundError as error:
-        known = ", ".join(sorted(found.name for found in service.backends())) or "none"
-        raise UnknownBackendError(f"the account has no machine {wanted!r}; it has {known} (machines of the paper are retired)") from error
+        backend = _machine(service, wanted)
+    except HqtlError:
+        raise
     except Exception as error:
         raise BackendUnavailableError(f"the machine {wanted!r} cannot be asked: {without_secrets(str(error), secrets)}") from None
     return IBMProvider(name, service, backend, mode, options, secrets)
 
 
+def _machine(service: QiskitRuntimeService, wanted: str) -> Any:
+    try:
+        return service.least_busy(operational=True, simulator=False) if wanted == "least_busy" else service.backend(wanted)
+    except QiskitBackendNotFoundError:
+        known = ", ".join(sorted(found.name for found in service.backends())) or "none"
+    raise UnknownBackendError(f"the account has no machine {wanted!r}; it has {known} (machines of the paper are retired)")
+
+
 def _fits(bits: Any, pub: Pub) -> bool:
     return isinstance(bits, BitArray) and bits.shape == (pub.num_rows,) and bits.num_shots == pub.shots
+
+
+def _is_of_the_network(error: BaseException | None) -> bool:
+    """True if an answer may have got lost; errors of the client's own checks are certain."""
+    while error is not None:
+        if isinstance(error, RequestsApiError | RequestException | ApiException | OSError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _status_code(error: BaseException | None) -> Any:

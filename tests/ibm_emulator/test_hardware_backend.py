@@ -391,10 +391,7 @@ def secrets_of(crn: str) -> list[str]:
     return [CANARY, crn, urllib.parse.quote(crn), urllib.parse.quote(crn, safe=""), urllib.parse.quote_plus(crn)]
 
 
-RAW = pytest.mark.xfail(reason="what the client raises while it asks for a machine's properties comes through as it is")
-
-
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=RAW) if kind == "properties" else kind for kind in FAULTS])
+@pytest.mark.parametrize("kind", list(FAULTS))
 def test_no_secret_is_told(
     kind: str, running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

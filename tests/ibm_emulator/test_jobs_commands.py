@@ -32,16 +32,21 @@ def ask(path: Path, **options: Any) -> Evaluation:
     return get_backend("ibm:ibm_lima", **given, poll_s=0.05, max_poll_s=0.3, settle_s=2.0, **options).run(SPEC, WEIGHTS, ANGLES)
 
 
+PLACES = {
+    "submit": "hqtl_common.backends.ibm.IBMProvider.submit",  # nothing is sent yet
+    "submitted": "hqtl_common.ledger.Ledger.submitted",  # the job is accepted, its identifier is lost
+    "_wait": "hqtl_common.backends.recorded.RecordedExecutor._wait",
+}
+
+
 def killed_in(step: str, path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Entry:
     def die(*_: Any) -> None:
         raise Killed
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        if step == "submitted":  # the job is accepted, its identifier is lost
-            patched.setattr(Ledger, "submitted", die)
-        else:
-            patched.setattr("hqtl_common.backends.recorded.RecordedExecutor._wait", die)
-        ask(path, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(PLACES[step], die)
+        with pytest.raises(Killed):
+            ask(path, **options)
     (entry,) = Ledger(path).find()
     return entry
 
@@ -75,14 +80,7 @@ def test_an_abandoned_job_is_adopted(step: str, state: str, running: Running, tm
 def test_an_intent_without_a_job_is_not_submitted_by_adopting_it(running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ledger"
     with running() as emulator:
-
-        def die(*_: Any) -> None:
-            raise Killed
-
-        with monkeypatch.context() as patched, pytest.raises(Killed):
-            patched.setattr("hqtl_common.backends.ibm.IBMProvider.submit", die)
-            ask(path)
-        (entry,) = Ledger(path).find()
+        entry = killed_in("submit", path, monkeypatch)
         for command in ("adopt", "cancel"):
             answer = call(path, command, entry.key)
             assert answer.exit_code == 1

@@ -70,7 +70,7 @@ def test_any_program_with_its_exit_code_and_a_ledger_for_the_rehearsal(home: dic
     ("arguments", "code", "message"),
     [
         (["--", "no-such-program"], 1, "there is no program 'no-such-program'"),
-        (["--machine", "ibm_nowhere", "--", "backends"], 1, "ibm_nowhere"),
+        (["--machine", "ibm_nowhere", "--", "backends"], 1, "_nowhere"),
         (["--", "fit", "--no-such-option"], 2, "--no-such-option"),
         ([], 2, "COMMAND"),
     ],

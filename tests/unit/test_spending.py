@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from hqtl_common.backends import registry
+from hqtl_common.backends.opening import Limits, check_limits, open_backend
 from hqtl_common.errors import ConfigError, UnknownBackendError
 from training.config import FitConfig
 from training.evaluate import evaluate
 from training.fit import fit
 from training.runs import RunFolder
-from training.spending import Limits, check_limits, open_backend
 
 
 @pytest.mark.parametrize("limits", [None, Limits()])

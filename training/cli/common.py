@@ -6,9 +6,8 @@ Exit codes: 0 ok · 1 failed · 2 usage · 3 some images failed, the rest done �
 from __future__ import annotations
 
 import functools
-import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ __all__ = [
     "PARTLY",
     "PATH",
     "options",
-    "parse_backend_options",
     "reported",
 ]
 
@@ -104,17 +102,3 @@ def reported(command: Callable[..., int | None]) -> Callable[..., None]:
         sys.exit(code)
 
     return wrapper
-
-
-def parse_backend_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` texts as a dict; a value that is JSON (3, true, [1,2]) is read as such, anything else is text."""
-    parsed: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise click.BadParameter(f"expected KEY=VALUE; got {pair!r}", param_hint="--backend-option")
-        try:
-            parsed[key] = json.loads(value)
-        except ValueError:
-            parsed[key] = value
-    return parsed

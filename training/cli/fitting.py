@@ -19,7 +19,6 @@ from training.cli.common import (
     PARTLY,
     PATH,
     options,
-    parse_backend_options,
     reported,
 )
 
@@ -50,10 +49,10 @@ def fit(
     --resume and ends as if it had not been killed. On a paid backend every job is recorded first and never paid twice.
     """
     path, config = _run_and_config(out, resume, given)
+    from hqtl_common.backends.opening import Limits
     from training.features import default_cache_folder
     from training.fit import fit as train
     from training.fit import open_run
-    from training.spending import Limits
 
     run, config = open_run(path, config, resume=resume is not None)
     if given["device"] is not None:  # may differ from the one that the run was begun on
@@ -100,9 +99,9 @@ def evaluate(
     as_json: bool,
 ) -> int:
     """Measure a run or a bundle on DATA, a folder with one folder of images per class."""
+    from hqtl_common.backends.opening import Limits, parse_options
     from training.evaluate import evaluate as measure
     from training.features import default_cache_folder
-    from training.spending import Limits
 
     result = measure(
         model,
@@ -110,7 +109,7 @@ def evaluate(
         backend=backend or "statevector",
         shots=shots,
         seed=seed,
-        backend_options=parse_backend_options(backend_options),
+        backend_options=parse_options(backend_options),
         limits=Limits(max_jobs, max_qpu_seconds, yes),
         subset=subset,
         cache_folder=cache_dir or default_cache_folder(),
@@ -131,7 +130,9 @@ def _run_and_config(out: Path | None, resume: str | None, values: dict[str, Any]
     """The run folder, and the options that were given (None where a run is resumed without any)."""
     given = {name: value for name, value in values.items() if value is not None and value != ()}
     if pairs := given.pop("backend_options", None):
-        given["backend_options"] = parse_backend_options(pairs)
+        from hqtl_common.backends.opening import parse_options
+
+        given["backend_options"] = parse_options(pairs)
     path = Path(resume) if resume else out
     if path is None:
         raise click.UsageError("give the run folder: --out RUN, or --resume RUN")

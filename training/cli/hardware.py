@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from hqtl_common.errors import InputError
-from training.cli.common import BACKEND_OPTIONS, FIT_OPTIONS, FOLDER, JSON_OPTION, PATH, options, parse_backend_options, reported
+from training.cli.common import BACKEND_OPTIONS, FIT_OPTIONS, FOLDER, JSON_OPTION, LIMIT_OPTIONS, MACHINE_OPTIONS, PATH, options, reported
 
 __all__ = ["backends", "jobs", "plan", "rehearse"]
 
@@ -49,7 +49,7 @@ def plan() -> None:
 @plan.command("fit")
 @click.argument("data", type=FOLDER)
 @click.option("--out", type=PATH, hidden=True)
-@options(FIT_OPTIONS)
+@options(FIT_OPTIONS, LIMIT_OPTIONS, MACHINE_OPTIONS)
 @_PRICES
 @JSON_OPTION
 @reported
@@ -59,9 +59,11 @@ def plan_fit(prices: Path | None, as_json: bool, out: Path | None, **given: Any)
     from training.planning import plan_training
     from training.tables import print_plans
 
-    values = {name: value for name, value in given.items() if value is not None and value != ()}
+    values = {name: value for name, value in given.items() if value is not None and value != () and name in FitConfig.model_fields}
     if pairs := values.pop("backend_options", None):
-        values["backend_options"] = parse_backend_options(pairs)
+        from hqtl_common.backends.opening import parse_options
+
+        values["backend_options"] = parse_options(pairs)
     plans = plan_training(FitConfig.parse(values), prices)
     print_plans(plans, as_json=as_json)
 
@@ -75,11 +77,12 @@ def plan_fit(prices: Path | None, as_json: bool, out: Path | None, **given: Any)
 @reported
 def plan_evaluate(model: Path, data: Path, shots: int | None, prices: Path | None, as_json: bool, **given: Any) -> None:
     """Costs of `evaluate` on all images of DATA: one job."""
+    from hqtl_common.backends.opening import parse_options
     from training.data import load_dataset
     from training.planning import plan_answers
     from training.tables import print_plans
 
-    chosen = parse_backend_options(given["backend_options"])
+    chosen = parse_options(given["backend_options"])
     plans = plan_answers(len(load_dataset(data).samples), given["backend"] or "statevector", shots, None, prices, chosen)
     print_plans(plans, as_json=as_json)
 
@@ -98,7 +101,9 @@ def plan_score(folder: Path, shots: int | None, batch_size: int, prices: Path | 
     from training.tables import print_plans
 
     count = sum(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in folder.rglob("*"))
-    chosen = parse_backend_options(given["backend_options"])
+    from hqtl_common.backends.opening import parse_options
+
+    chosen = parse_options(given["backend_options"])
     print_plans(plan_answers(count, given["backend"] or "statevector", shots, batch_size, prices, chosen), as_json=as_json)
 
 
