@@ -64,7 +64,7 @@ def undisturbed(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_and_disturbed_it_ends_the_same_and_pays_once(kills: int, photographs: Path, undisturbed: Path, tmp_path: Path) -> None:
     rng = random.Random(kills)
     arguments, ledger, log = command(photographs, tmp_path / "run", undisturbed), tmp_path / "ledger.sqlite", tmp_path / "log"
