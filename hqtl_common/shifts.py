@@ -19,6 +19,9 @@ __all__ = ["SHIFT_METHODS", "ShiftTable", "finite_diff", "forward_only", "parame
 
 F64 = NDArray[np.float64]
 
+FINITE_DIFF_STEP = 0.01  # radians; its central difference errs by 2e-5 of the third derivative
+SPSA_STEP = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class ShiftTable:
@@ -58,7 +61,7 @@ def parameter_shift(num_parameters: int) -> ShiftTable:
     return _symmetric(np.eye(num_parameters), np.pi / 2, 0.5)
 
 
-def finite_diff(num_parameters: int, step: float = 0.01, *, central: bool = True) -> ShiftTable:
+def finite_diff(num_parameters: int, step: float = FINITE_DIFF_STEP, *, central: bool = True) -> ShiftTable:
     """``[f(θ+h) − f(θ−h)] / 2h``, or with ``central=False`` ``[f(θ+h) − f(θ)] / h`` (Geng et al. 2023, eq. 6).
 
     Args:
@@ -77,7 +80,7 @@ def finite_diff(num_parameters: int, step: float = 0.01, *, central: bool = True
     return ShiftTable(offsets, np.hstack([np.full((num_parameters, 1), -1 / step), identity / step]))
 
 
-def spsa(num_parameters: int, rng: np.random.Generator, step: float = 0.1, directions: int = 1) -> ShiftTable:
+def spsa(num_parameters: int, rng: np.random.Generator, step: float = SPSA_STEP, directions: int = 1) -> ShiftTable:
     """Simultaneous perturbation (Spall 1992): two points per random direction of ±1, whatever the number of parameters.
 
     Args:
@@ -109,19 +112,32 @@ def _check_step(step: float) -> None:
         raise ConfigError(f"the step of a finite difference must be above 0 radians; got {step}")
 
 
-SHIFT_METHODS: dict[str, Callable[[int, np.random.Generator], ShiftTable]] = {
-    "parameter-shift": lambda num_parameters, rng: parameter_shift(num_parameters),
-    "finite-diff": lambda num_parameters, rng: finite_diff(num_parameters),
-    "spsa": spsa,
+def _parameter_shift(num_parameters: int, rng: np.random.Generator, step: float | None) -> ShiftTable:
+    if step is not None:
+        raise ConfigError(f"parameter-shift has no step to choose, its shift is π/2; got {step}")
+    return parameter_shift(num_parameters)
+
+
+SHIFT_METHODS: dict[str, Callable[[int, np.random.Generator, float | None], ShiftTable]] = {
+    "parameter-shift": _parameter_shift,
+    "finite-diff": lambda num_parameters, rng, step: finite_diff(num_parameters, step or FINITE_DIFF_STEP),
+    "finite-diff-forward": lambda num_parameters, rng, step: finite_diff(num_parameters, step or FINITE_DIFF_STEP, central=False),
+    "spsa": lambda num_parameters, rng, step: spsa(num_parameters, rng, step or SPSA_STEP),
 }
 
 
-def shift_table(diff_method: str, num_parameters: int, rng: np.random.Generator) -> ShiftTable:
-    """The table of a method with its default step.
+def shift_table(diff_method: str, num_parameters: int, rng: np.random.Generator, step: float | None = None) -> ShiftTable:
+    """The table of a method.
+
+    Args:
+        diff_method: A key of ``SHIFT_METHODS``.
+        num_parameters: P.
+        rng: Source of random directions.
+        step: h in radians of a finite difference or of spsa (default: the method's own).
 
     Raises:
-        ConfigError: Not a method of this module.
+        ConfigError: Not a method of this module, or a step that it does not have.
     """
     if diff_method not in SHIFT_METHODS:
         raise ConfigError(f"diff_method must be one of {', '.join(SHIFT_METHODS)}; got {diff_method!r}")
-    return SHIFT_METHODS[diff_method](num_parameters, rng)
+    return SHIFT_METHODS[diff_method](num_parameters, rng, step)

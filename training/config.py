@@ -41,6 +41,7 @@ class FitConfig(BaseModel):
         group_by: ``none``, ``source`` or a regular expression; see :func:`training.data.group_keys`.
         backend: Where the head runs during training.
         diff_method: ``auto`` or a gradient method that is legal on the backend.
+        diff_step: Step of a finite difference or of spsa, radians; None is the method's own.
         shots: Repetitions per parameter set; None = exact.
         backend_options: Options of the backend by its own names.
         seed: Seed of the split, the initial weights, the order of batches, and sampling.
@@ -63,6 +64,7 @@ class FitConfig(BaseModel):
     group_by: str = "none"
     backend: str = "statevector"
     diff_method: str = "auto"
+    diff_step: Annotated[float, Field(gt=0, le=10)] | None = None
     shots: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     backend_options: dict[str, Any] = {}
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

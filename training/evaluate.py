@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hqtl_common.adaptive import DecisionRule, ShotPlan, evaluate_adaptively
 from hqtl_common.backends.base import Backend
 from hqtl_common.backends.opening import Limits, check_limits, open_backend
 from hqtl_common.bundle import ModelBundle
@@ -98,6 +99,7 @@ def evaluate(
     *,
     backend: str = "statevector",
     shots: int | None = None,
+    max_shots: int | None = None,
     seed: int = 0,
     backend_options: Mapping[str, Any] | None = None,
     limits: Limits | None = None,
@@ -113,6 +115,7 @@ def evaluate(
         folder: Labelled photographs; its classes must be classes of the model.
         backend: Where the head runs.
         shots: Repetitions, None = exact.
+        max_shots: Sample images in doubt again, with at most so many shots each; see :mod:`hqtl_common.adaptive`.
         seed: Seed of the sampling.
         backend_options: Options of the backend by its own names.
         limits: What may be spent on a paid backend.
@@ -138,7 +141,7 @@ def evaluate(
     chosen = _restrict(source, indices)
     truth = _truth(chosen.dataset, trained.labels)
     say(f"evaluating {len(indices)} images ({name}) with the head on {backend}")
-    answers = trained.answer(chosen, engine)
+    answers = trained.answer(chosen, engine, max_shots)
     engine.close()
     return {
         "model": str(model),
@@ -165,14 +168,22 @@ class _RunJudge:
         self.split_sha256: str = self._run.data["split_sha256"]
 
     @torch.no_grad()
-    def answer(self, source: SourceData, backend: Backend) -> Answers:
+    def answer(self, source: SourceData, backend: Backend, max_shots: int | None) -> Answers:
         spec = self._run.config.preprocess_spec
         device = pick_device(self._device)
         table = compute_features(source, self._run.backbone, spec, self._cache_folder, device, verbose=self._verbose)
         positions = [i for i in range(len(source.hashes)) if i not in table.errors]
         model = self._run.model
         angles = model.pre_net(torch.from_numpy(table.features[positions])).numpy()
-        answer = backend.run(model.head.spec, model.head.weights.numpy(), angles)
+        weights = model.head.weights.numpy()
+        if max_shots is None:
+            answer = backend.run(model.head.spec, weights, angles)
+        else:
+            rule = DecisionRule.of(
+                model.post_net.weight.numpy().T, model.post_net.bias.numpy(), self.labels.index(self.positive), self.threshold
+            )
+            plan = ShotPlan.of(backend, max_shots)
+            answer = evaluate_adaptively(backend, model.head.spec, weights, angles, rule, plan).answer
         logits = model.post_net(torch.from_numpy(answer.expvals)).numpy()
         return Answers(positions, softmax(logits), answer.record, table.errors)
 
@@ -190,7 +201,7 @@ class _BundleJudge:
         self.data_sha256: str = manifest.training.get("data_sha256", "")
         self.split_sha256: str = manifest.split.sha256
 
-    def answer(self, source: SourceData, backend: Backend) -> Answers:
+    def answer(self, source: SourceData, backend: Backend, max_shots: int | None) -> Answers:
         paths = [sample.path for sample in source.dataset.samples]
         angles: list[NDArray[np.float32]] = []
         positions: list[int] = []
@@ -203,7 +214,7 @@ class _BundleJudge:
                 positions += batch.positions
                 errors |= batch.errors
                 advance(len(batch.positions) + len(batch.errors))
-            answer = classifier.run(InferenceBatch(angles=np.concatenate(angles)))
+            answer = classifier.run(InferenceBatch(angles=np.concatenate(angles)), max_shots=max_shots)
         for position, message in errors.items():
             warn(f"left out {source.dataset.samples[position].relative}: {message}")
         assert answer.probabilities is not None

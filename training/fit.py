@@ -136,6 +136,7 @@ def _train(config: FitConfig, run: RunFolder, data: PreparedData, method: str, l
         model.head.weights,
         backend=config.backend,
         diff_method=method,
+        diff_step=config.diff_step,
         shots=config.shots,
         seed=config.seed,
         backend_options=config.backend_options,

@@ -115,14 +115,22 @@ class ShiftHead(Head):
         backend: Where it runs; closed together with the head.
         diff_method: A method of :mod:`hqtl_common.shifts`.
         seed: Seed of random directions (``spsa``).
+        diff_step: Step of a finite difference or of spsa, radians; None is the method's own.
+
+    Raises:
+        ConfigError: A step that the method does not have.
     """
 
-    def __init__(self, spec: HeadSpec, weights: Tensor, backend: Backend, diff_method: str, seed: int = 0) -> None:
+    def __init__(
+        self, spec: HeadSpec, weights: Tensor, backend: Backend, diff_method: str, seed: int = 0, diff_step: float | None = None
+    ) -> None:
         super().__init__(spec, weights)
         self.backend = backend
         self.shots = backend.shots
         self.diff_method = diff_method
         self.seed = seed
+        self.diff_step = diff_step
+        shift_table(diff_method, 1, np.random.default_rng(0), diff_step)
         self.stream = 0  # advances with every execution, so that noise is drawn anew and yet repeats with the seed
 
     def forward(self, angles: Tensor) -> Tensor:
@@ -130,7 +138,7 @@ class ShiftHead(Head):
         num_parameters = self.spec.num_angles + self.spec.num_weights
         wanted = torch.is_grad_enabled() and (angles.requires_grad or self.weights.requires_grad)
         rng = np.random.default_rng([self.seed, self.stream])
-        table = shift_table(self.diff_method, num_parameters, rng) if wanted else forward_only(num_parameters)
+        table = shift_table(self.diff_method, num_parameters, rng, self.diff_step) if wanted else forward_only(num_parameters)
         expvals: Tensor = _ShiftFunction.apply(angles.to(torch.float64), self.weights, self, table)
         return expvals
 
@@ -201,6 +209,7 @@ def make_head(
     backend_options: Mapping[str, Any] | None = None,
     limits: Limits | None = None,
     scope: str = "",
+    diff_step: float | None = None,
 ) -> Head:
     """The module for a backend and a gradient method.
 
@@ -214,6 +223,7 @@ def make_head(
         backend_options: Options of the backend by its own names.
         limits: What may be spent on a paid backend.
         scope: What its executions belong to.
+        diff_step: Step of a finite difference or of spsa, radians; None is the method's own.
 
     Raises:
         BackendError: See :func:`resolve_diff_method` and :func:`hqtl_common.backends.opening.open_backend`.
@@ -222,7 +232,9 @@ def make_head(
     method = resolve_diff_method(backend, shots, diff_method)
     if method not in ("backprop", "adjoint"):
         engine = open_backend(backend, shots=shots, seed=seed, options=backend_options, limits=limits, scope=scope)
-        return ShiftHead(spec, weights, engine, method, seed)
+        return ShiftHead(spec, weights, engine, method, seed, diff_step)
+    if diff_step is not None:
+        raise ConfigError(f"{method} has no step to choose; got {diff_step}")
     if backend_options:
         raise ConfigError(f"{backend!r} differentiated by {method} has no options; got {', '.join(sorted(backend_options))}")
     if backend == "statevector":

@@ -16,7 +16,7 @@ from hqtl_common.specs import HeadSpec
 
 __all__ = ["Backend", "Capabilities", "DiffMethod", "check_seed", "check_shots", "check_table", "estimate", "stream_seed"]
 
-DiffMethod = Literal["backprop", "adjoint", "parameter-shift", "finite-diff", "spsa"]
+DiffMethod = Literal["backprop", "adjoint", "parameter-shift", "finite-diff", "finite-diff-forward", "spsa"]
 
 # Uniform prior on each ⟨Z_i⟩: two further shots that fell evenly. Keeps the error of an all-equal sample above zero.
 _PRIOR_SHOTS = 2

@@ -13,7 +13,7 @@ from hqtl_common.errors import BackendUnavailableError, ConfigError, UnknownBack
 
 __all__ = ["FAMILIES", "Family", "backend_capabilities", "backend_names", "family_of", "get_backend", "is_installed"]
 
-_SHIFTS: tuple[DiffMethod, ...] = ("parameter-shift", "finite-diff", "spsa")
+_SHIFTS: tuple[DiffMethod, ...] = ("parameter-shift", "finite-diff", "finite-diff-forward", "spsa")
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,7 @@ def test_shift_head_uses_one_job_for_forward_and_backward() -> None:
     assert (head.num_rows, head.num_jobs) == (5 * (2 + 2 * num_parameters), 2)
 
 
-@pytest.mark.parametrize(("method", "points"), [("finite-diff", 17), ("spsa", 3)])
+@pytest.mark.parametrize(("method", "points"), [("finite-diff", 17), ("finite-diff-forward", 9), ("spsa", 3)])
 def test_rows_of_the_other_methods(method: str, points: int) -> None:
     head = make_head(HeadSpec(), *inputs(HeadSpec(), 0, rows=2)[:1], diff_method=method)
     differentiate(head, inputs(HeadSpec(), 0, rows=2)[1])
@@ -174,7 +174,7 @@ def test_a_head_keeps_its_own_weights() -> None:
     assert list(dict(head.named_parameters())) == list(head.state_dict()) == ["weights"]
 
 
-SHIFTS = ["parameter-shift", "finite-diff", "spsa"]
+SHIFTS = ["parameter-shift", "finite-diff", "finite-diff-forward", "spsa"]
 LEGAL = [
     ("statevector", None, ["backprop", *SHIFTS]),
     ("statevector", 100, SHIFTS),

@@ -28,7 +28,7 @@ from training.planning import plan_answers, plan_training
 from training.runs import RunFolder
 from training.trainer import Trainer, TrainingData
 
-METHODS = ("backprop", "parameter-shift", "finite-diff", "spsa")
+METHODS = ("backprop", "parameter-shift", "finite-diff", "finite-diff-forward", "spsa")
 SPECS = st.builds(HeadSpec, num_qubits=st.integers(2, 4), num_layers=st.integers(1, 3))
 FEATURES = 3
 
@@ -261,5 +261,5 @@ def test_a_machine_without_shots_takes_the_default_of_1024(photographs: Path) ->
 
 
 def test_a_method_that_is_not_legal_is_refused_by_the_plan_too(photographs: Path) -> None:
-    with pytest.raises(CapabilityError, match="legal are parameter-shift, finite-diff, spsa"):
+    with pytest.raises(CapabilityError, match="legal are parameter-shift, finite-diff, finite-diff-forward, spsa"):
         plan_training(FitConfig.parse({"data": photographs, "backend": "ibm:ibm_fez", "diff_method": "backprop"}))

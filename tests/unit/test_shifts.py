@@ -118,7 +118,12 @@ def test_forward_only_has_no_gradient() -> None:
 
 def test_default_tables_have_the_points_of_their_methods() -> None:
     rng = np.random.default_rng(0)
-    assert {name: shift_table(name, 8, rng).num_points for name in SHIFT_METHODS} == {"parameter-shift": 17, "finite-diff": 17, "spsa": 3}
+    assert {name: shift_table(name, 8, rng).num_points for name in SHIFT_METHODS} == {
+        "parameter-shift": 17,
+        "finite-diff": 17,
+        "finite-diff-forward": 9,
+        "spsa": 3,
+    }
 
 
 @pytest.mark.parametrize("step", [0.0, -0.1, float("nan")])
@@ -134,3 +139,12 @@ def test_other_errors() -> None:
         spsa(2, np.random.default_rng(0), directions=0)
     with pytest.raises(ConfigError, match=r"one of parameter-shift, finite-diff, spsa; got 'backprop'"):
         shift_table("backprop", 2, np.random.default_rng(0))
+
+
+def test_steps_are_those_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    for method in ("finite-diff", "finite-diff-forward", "spsa"):
+        assert np.abs(shift_table(method, 3, rng, 0.25).offsets).max() == 0.25
+    assert shift_table("finite-diff-forward", 3, rng).offsets.min() == 0
+    with pytest.raises(ConfigError, match="no step"):
+        shift_table("parameter-shift", 3, rng, 0.25)

@@ -66,7 +66,11 @@ FIT_OPTIONS = (
     click.option("--split", metavar="TRAIN/VAL/TEST", help="Shares in percent; folders train, val, test count first.  [default: 70/15/15]"),
     click.option("--group-by", metavar="none|source|REGEX", help="Keep the patches of one photograph in one split.  [default: none]"),
     *BACKEND_OPTIONS,
-    click.option("--diff-method", help="auto, backprop, adjoint, parameter-shift, finite-diff or spsa.  [default: auto]"),
+    click.option(
+        "--diff-method",
+        help="auto, backprop, adjoint, parameter-shift, finite-diff (central), finite-diff-forward or spsa.  [default: auto]",
+    ),
+    click.option("--diff-step", type=float, help="Step of a finite difference or of spsa, radians.  [default: 0.01, 0.1]"),
     click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
     click.option("--positive", metavar="LABEL", help="The class that precision and recall speak of.  [default: a name like crack]"),
 )

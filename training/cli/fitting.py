@@ -71,6 +71,7 @@ def fit(
 @click.argument("model", type=FOLDER, metavar="RUN_OR_BUNDLE")
 @click.argument("data", type=FOLDER)
 @options(BACKEND_OPTIONS, LIMIT_OPTIONS)
+@click.option("--max-shots", type=click.IntRange(min=1), help="Repeat images in doubt up to so often; others stop at --shots.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling.")
 @click.option(
     "--subset",
@@ -91,6 +92,7 @@ def evaluate(
     max_jobs: int | None,
     max_qpu_seconds: float | None,
     yes: bool,
+    max_shots: int | None,
     seed: int,
     subset: str,
     device: str | None,
@@ -108,6 +110,7 @@ def evaluate(
         data,
         backend=backend or "statevector",
         shots=shots,
+        max_shots=max_shots,
         seed=seed,
         backend_options=parse_options(backend_options),
         limits=Limits(max_jobs, max_qpu_seconds, yes),
