@@ -115,14 +115,13 @@ class FeatureCache:
             raise self._unusable(error) from error
 
     def _attempt(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        with closing(sqlite3.connect(self.path, timeout=_TIMEOUT_S)) as connection, connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+        # Not in WAL mode: switching to it fails at once, without waiting, where two processes make the file together.
+        with closing(sqlite3.connect(self.path, timeout=_TIMEOUT_S, isolation_level="IMMEDIATE")) as connection, connection:
             connection.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL)")
             return action(connection)
 
     def _set_aside(self) -> None:
-        for log in ("-wal", "-shm"):  # they would be played back into the new file
-            self.path.with_name(self.path.name + log).unlink(missing_ok=True)
+        self.path.with_name(self.path.name + "-journal").unlink(missing_ok=True)  # it would be played back into the new file
         self.path.replace(self.path.with_suffix(".corrupt"))
 
     def _unusable(self, error: Exception) -> ConfigError:
