@@ -43,3 +43,15 @@ def test_aer_says_which_devices_it_has() -> None:
     assert get_backend("aer", device="CPU", shots=8).run(SPEC, np.zeros((1, 4)), np.zeros((1, 4))).record.options["device"] == "CPU"
     with pytest.raises(CapabilityError, match="runs on CPU"):
         get_backend("aer", device="TPU")
+
+
+@pytest.mark.filterwarnings(REMOTE_WARNINGS)
+@pytest.mark.parametrize("device", ["qiskit.aer", "qiskit.basicsim"])
+def test_devices_of_the_old_interface_agree_with_the_exact_head(device: str) -> None:
+    rng = np.random.default_rng(1)
+    spec = HeadSpec(num_layers=2)
+    weights, angles = rng.normal(size=(2, 4)), rng.normal(size=(3, 4))
+    answer = get_backend(f"pennylane:{device}", shots=2000).run(spec, weights, angles)
+    assert answer.expval_stds is not None
+    assert (np.abs(answer.expvals - get_backend("statevector").run(spec, weights, angles).expvals) < 5 * answer.expval_stds).all()
+    assert (answer.record.shots, answer.record.seed) == (2000, None)

@@ -137,7 +137,7 @@ def test_step_must_be_positive(step: float) -> None:
 def test_other_errors() -> None:
     with pytest.raises(ConfigError, match="at least 1 direction; got 0"):
         spsa(2, np.random.default_rng(0), directions=0)
-    with pytest.raises(ConfigError, match=r"one of parameter-shift, finite-diff, spsa; got 'backprop'"):
+    with pytest.raises(ConfigError, match=rf"one of {', '.join(SHIFT_METHODS)}; got 'backprop'"):
         shift_table("backprop", 2, np.random.default_rng(0))
 
 
