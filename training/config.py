@@ -35,7 +35,7 @@ class FitConfig(BaseModel):
         batch_size: 4, as in the transfer-learning demo that the paper builds on (Mari et al. 2020).
         lr: Adam's step, 4e-4 from the same source.
         weight_decay: L2 penalty. There are about 2,000 weights for a few hundred images; 2e-3 gave the best mean test
-            accuracy over grouped splits of two pavement sets, next to 0, 1e-3, 3e-3 and 1e-2.
+            accuracy of those tried by ``benchmarks/weight_decay.py`` (docs/decisions/0010).
         patience: Stop after this many epochs without a better validation loss; None trains all epochs.
         split: train/val/test in percent.
         group_by: ``none``, ``source`` or a regular expression; see :func:`training.data.group_keys`.
