@@ -120,9 +120,11 @@ def _parameter_shift(num_parameters: int, rng: np.random.Generator, step: float 
 
 SHIFT_METHODS: dict[str, Callable[[int, np.random.Generator, float | None], ShiftTable]] = {
     "parameter-shift": _parameter_shift,
-    "finite-diff": lambda num_parameters, rng, step: finite_diff(num_parameters, step or FINITE_DIFF_STEP),
-    "finite-diff-forward": lambda num_parameters, rng, step: finite_diff(num_parameters, step or FINITE_DIFF_STEP, central=False),
-    "spsa": lambda num_parameters, rng, step: spsa(num_parameters, rng, step or SPSA_STEP),
+    "finite-diff": lambda num_parameters, rng, step: finite_diff(num_parameters, FINITE_DIFF_STEP if step is None else step),
+    "finite-diff-forward": lambda num_parameters, rng, step: finite_diff(
+        num_parameters, FINITE_DIFF_STEP if step is None else step, central=False
+    ),
+    "spsa": lambda num_parameters, rng, step: spsa(num_parameters, rng, SPSA_STEP if step is None else step),
 }
 
 

@@ -28,9 +28,11 @@ def _backends(value: object) -> object:
     if isinstance(names, tuple):
         for name in names:
             try:
-                family_of(name)
+                family = family_of(name)
             except UnknownBackendError as error:
                 raise ValueError(str(error)) from error
+            if family.capabilities.paid:
+                raise ValueError(f"{name} is paid, and the service has no budget: train, evaluate or score with it instead")
         if len(set(names)) != len(names):
             raise ValueError("a backend is named twice")
     return names

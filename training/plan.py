@@ -38,7 +38,7 @@ __all__ = [
 
 OPEN_PLAN_SECONDS = 600.0  # per 28 days
 SUBMITS_PER_MINUTE = 5.0
-# US dollars per QPU second, as published in 2025; set HQTL_PRICES to a JSON file of the same form to change them.
+# US dollars per QPU second: assumptions, not quotations. Check IBM's list and set HQTL_PRICES to a JSON file of this form.
 PRICES: dict[str, float] = {"open": 0.0, "pay-as-you-go": 1.6, "flex": 1.2}
 
 _DEPTH = 30  # of the paper's head on a machine

@@ -38,9 +38,8 @@ F64 = NDArray[np.float64]
 METHODS = ("density-matrix", "aer")
 _MAKING = threading.Lock()  # one object per machine, also when threads ask at once
 
-# Qiskit's and IBM's own default. The layout decides most of the noise: level 1 keeps qubits 0, 1, 2, … where they happen to
-# be joined, 2 and 3 look for good ones (expected error of the paper's head, median of 59 snapshots: 14.4, 10.0, 10.0 %), and
-# the search of level 3 is bounded by a minute only.
+# Qiskit's own default. The layout decides most of the noise: level 1 keeps qubits 0, 1, 2, … where they happen to be joined,
+# 2 and 3 look for good ones, and the search of level 3 can take far longer.
 DEFAULT_OPTIMIZATION_LEVEL = 2
 
 

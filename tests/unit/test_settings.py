@@ -92,3 +92,8 @@ def test_settings_are_frozen_and_refuse_unknown_fields() -> None:
         ServiceSettings(bundle=Path("b")).threads = 3  # type: ignore[misc]
     with pytest.raises(ValueError, match="Extra inputs"):
         ServiceSettings(bundle=Path("b"), cores=3)  # type: ignore[call-arg]
+
+
+def test_paid_backends_are_refused_at_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"HQTL_BACKENDS.*ibm:ibm_fez is paid"):
+        ServiceSettings.from_environment({"HQTL_BUNDLE": "bundle", "HQTL_BACKENDS": "statevector,ibm:ibm_fez"})

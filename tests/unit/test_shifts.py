@@ -148,3 +148,9 @@ def test_steps_are_those_asked_for() -> None:
     assert shift_table("finite-diff-forward", 3, rng).offsets.min() == 0
     with pytest.raises(ConfigError, match="no step"):
         shift_table("parameter-shift", 3, rng, 0.25)
+
+
+@pytest.mark.parametrize("method", ["finite-diff", "finite-diff-forward", "spsa"])
+def test_a_step_of_zero_is_refused_and_not_replaced(method: str) -> None:
+    with pytest.raises(ConfigError, match="above 0"):
+        shift_table(method, 3, np.random.default_rng(0), 0.0)
