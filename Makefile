@@ -1,6 +1,7 @@
 # Every target sets up what it needs; a second run is quick.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= logical
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export BENTOML_DO_NOT_TRACK ?= True
@@ -17,10 +18,10 @@ quickstart: $(STAMP)  ## photographs, training, export, verification, scoring, s
 	$(BIN)/hqtl-train quickstart
 
 test: $(STAMP)  ## everything that CI runs, lint aside
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-full: $(STAMP)  ## with the tests that take minutes
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
