@@ -5,6 +5,7 @@ Only Pillow and NumPy are used. For 8-bit images the result equals torchvision's
 
 Value ranges are declared, never guessed: 8-bit images are 0…255, 16-bit ones 0…65535 unless TIFF tags name a smaller bit
 depth (MaxSampleValue 4095 for 12 bits); 32-bit and float images need the tags SMinSampleValue and SMaxSampleValue.
+Where a spec has a depth, files are volumes (:mod:`hqtl_common.volumes`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,24 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hqtl_common.errors import ImageDecodeError, InputError, UnknownImageFormatError
 from hqtl_common.specs import PreprocessSpec
+from hqtl_common.value_ranges import to_unit_values
+from hqtl_common.volumes import VOLUME_SUFFIXES, read_volume
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "open_image", "preprocess", "preprocess_batch", "read_file"]
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "image_to_pixels",
+    "is_several_pages",
+    "open_image",
+    "open_regular_file",
+    "preprocess",
+    "preprocess_batch",
+    "read_file",
+    "suffixes_of",
+    "to_rgb_or_unit",
+]
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
@@ -34,10 +51,6 @@ MAX_BYTES = 1 << 30
 _EIGHT_BIT = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"})
 _ALPHA = frozenset({"LA", "PA", "RGBA", "La", "RGBa"})
 _DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
-_SMIN_SMAX, _MIN_MAX = (340, 341), (280, 281)  # TIFF tags SMin/SMaxSampleValue, Min/MaxSampleValue
-# At 16 bits only a whole bit depth is a declaration: some writers put this picture's own extremes into these tags.
-_BIT_DEPTHS = frozenset((0.0, 2.0**bits - 1) for bits in range(8, 17))
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
@@ -46,19 +59,29 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes
     Raises:
         InputError: The path does not exist, cannot be read, is not a regular file or is larger than ``max_bytes``.
     """
-    name = os.fsdecode(path)
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"expected an image file; {name!r} is not a regular file")
-            if status.st_size > max_bytes:
-                raise InputError(f"{name!r} has {status.st_size:,} bytes; the limit is {max_bytes:,}")
+        with open_regular_file(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+                raise InputError(f"{os.fsdecode(path)!r} has {size:,} bytes; the limit is {max_bytes:,}")
             return file.read(max_bytes)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file opened for reading; the caller closes it.
+
+    Raises:
+        InputError: The path does not exist, cannot be read or is not a regular file.
+    """
+    try:
+        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115  (the caller closes it)
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read {name!r}: {getattr(error, 'strerror', None) or error}") from error
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise InputError(f"expected an image file; {os.fsdecode(path)!r} is not a regular file")
+    return file
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -79,7 +102,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             _check_header(image, max_pixels)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # a copy would lose the TIFF tags
-            return _to_rgb_or_unit(image)
+            return to_rgb_or_unit(image)
     except ImageDecodeError:
         raise
     except UnidentifiedImageError as error:
@@ -91,7 +114,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def preprocess(
     source: bytes | str | os.PathLike[str], spec: PreprocessSpec | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.float32]:
-    """One image → pixels (3, size, size) float32, normalised.
+    """One image → pixels (3, size, size) float32, normalised; where the spec has a depth, one volume → (3, depth, size, size).
 
     Args:
         source: Encoded bytes, or the path of a file that holds them.
@@ -104,7 +127,14 @@ def preprocess(
     """
     spec = spec or PreprocessSpec()
     data = source if isinstance(source, bytes) else read_file(source)
-    image = open_image(data, max_pixels)
+    if spec.depth is not None:
+        unit = read_volume(data, (spec.depth, spec.size, spec.size))
+        return _normalise(np.repeat(unit[None], 3, axis=0), spec)
+    return image_to_pixels(open_image(data, max_pixels), spec)
+
+
+def image_to_pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
+    """An image in mode ``RGB``, or ``F`` with values in [0, 1] → pixels (3, size, size) float32, resized and normalised."""
     if image.size != (spec.size, spec.size):
         image = image.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
     values = np.asarray(image)
@@ -116,14 +146,25 @@ def preprocess(
     return pixels
 
 
+def suffixes_of(spec: PreprocessSpec) -> tuple[str, ...]:
+    """How the names of files end that this preprocessing may read, lower case, in order."""
+    return tuple(sorted(IMAGE_SUFFIXES if spec.depth is None else VOLUME_SUFFIXES))
+
+
+def is_several_pages(image: Image.Image) -> bool:
+    """Whether the file behind an opened image holds several pages or frames."""
+    # n_frames would walk through all pages of a TIFF; a second picture in a phone's JPEG (MPO) is a preview or a depth map.
+    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+
+
 def preprocess_batch(sources: Sequence[bytes | str | os.PathLike[str]], spec: PreprocessSpec | None = None) -> NDArray[np.float32]:
-    """Several images → pixels (B, 3, size, size) float32; see :func:`preprocess`.
+    """Several images or volumes → pixels (B, *spec.pixels_shape) float32; see :func:`preprocess`.
 
     Raises:
         InputError: The first source that cannot be used; its position is part of the message.
     """
     spec = spec or PreprocessSpec()
-    pixels = np.empty((len(sources), 3, spec.size, spec.size), dtype=np.float32)
+    pixels = np.empty((len(sources), *spec.pixels_shape), dtype=np.float32)
     for index, source in enumerate(sources):
         try:
             pixels[index] = preprocess(source, spec)
@@ -150,18 +191,32 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels or not width or not height:
         raise ImageDecodeError(f"the image has {width} × {height} pixels; at least 1 and at most {max_pixels:,} are allowed")
-    # n_frames would walk through all pages of a TIFF; a second picture in a phone's JPEG (MPO) is a preview or a depth map.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
+    if is_several_pages(image):
         raise ImageDecodeError(f"the {image.format} file holds several pages or frames; save the wanted one as a file of its own")
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> InputError:
+    return InputError(f"cannot read {os.fsdecode(path)!r}: {getattr(error, 'strerror', None) or error}")
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _to_rgb_or_unit(image: Image.Image) -> Image.Image:
+def to_rgb_or_unit(image: Image.Image, tags: Mapping[int, Any] | None = None) -> Image.Image:
+    """A decoded image of any mode → mode ``RGB``, or ``F`` with values in [0, 1] for deeper grey.
+
+    Args:
+        image: Decoded pixels.
+        tags: TIFF tags that declare the range of deep values; by default those of the image's file.
+
+    Raises:
+        ImageDecodeError: Another mode, values that are not finite, or an undeclared range.
+    """
     if image.mode in _DEEP:
-        return _to_unit(image)
+        kind = "16-bit" if image.mode.startswith("I;16") else "float" if image.mode == "F" else "32-bit"
+        tags = getattr(image, "tag_v2", {}) if tags is None else tags
+        return Image.fromarray(to_unit_values(np.asarray(image).astype(np.float32), tags, kind))
     if image.mode in _ALPHA or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "white")
         opaque.alpha_composite(_to_rgba(image))
@@ -174,36 +229,3 @@ def _to_rgb_or_unit(image: Image.Image) -> Image.Image:
 def _to_rgba(image: Image.Image) -> Image.Image:
     premultiplied = {"La": "LA", "RGBa": "RGBA"}
     return image.convert(premultiplied.get(image.mode, image.mode)).convert("RGBA")
-
-
-def _to_unit(image: Image.Image) -> Image.Image:
-    low, high = _declared_range(image)
-    values = np.asarray(image).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ImageDecodeError("the image holds values that are not finite numbers")
-    values -= np.float32(low)
-    values /= np.float32(high - low)
-    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts these only at 8 bits
-        np.subtract(1, values, out=values)
-    return Image.fromarray(np.clip(values, 0, 1, out=values))
-
-
-def _declared_range(image: Image.Image) -> tuple[float, float]:
-    tags = getattr(image, "tag_v2", {})
-    if image.mode.startswith("I;16"):
-        full = 2.0 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
-        declared = (_tagged_range(tags, *pair) for pair in (_SMIN_SMAX, _MIN_MAX))
-        return next((found for found in declared if found in _BIT_DEPTHS), (0.0, full))
-    if found := _tagged_range(tags, *_SMIN_SMAX):
-        return found
-    raise ImageDecodeError(
-        f"the value range of a {'float' if image.mode == 'F' else '32-bit'} image is unknown: declare it in the TIFF tags "
-        "SMinSampleValue and SMaxSampleValue, or save the image as 8- or 16-bit grey"
-    )
-
-
-def _tagged_range(tags: Any, low_tag: int, high_tag: int) -> tuple[float, float] | None:
-    if high_tag not in tags:
-        return None
-    low, high = float(np.ravel(tags.get(low_tag, 0))[0]), float(np.ravel(tags[high_tag])[0])
-    return (low, high) if np.isfinite([low, high]).all() and low < high else None

@@ -10,7 +10,8 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "content_hashes",
     "dataset_digest",
     "group_keys",
+    "images_below",
     "lines_digest",
     "load_dataset",
     "merge_identical",
@@ -33,7 +35,7 @@ __all__ = [
 SPLIT_NAMES = ("train", "val", "test")
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LAYOUT = "expected one folder per class with images below it, at least two classes (DATA/crack/a.png, DATA/no_crack/b.png)"
-_PATCH_STEM = re.compile(r"(.+)_\d{4}_\d{4}")
+_PATCH_STEM = re.compile(r"(.+)_\d{4,5}_\d{4,5}")
 _HASH_THREADS = 8
 
 
@@ -70,7 +72,7 @@ class ImageDataset:
     fixed_split: dict[str, tuple[int, ...]] | None = None
 
 
-def load_dataset(root: Path | str) -> ImageDataset:
+def load_dataset(root: Path | str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> ImageDataset:
     """Lists the images of a folder: C ≥ 2 classes, N samples in an order that depends on names only.
 
     Nested folders below a class belong to it. Hidden files and folders, links to folders and files without an
@@ -79,6 +81,7 @@ def load_dataset(root: Path | str) -> ImageDataset:
 
     Args:
         root: The folder.
+        suffixes: How the names of its files end, lower case.
 
     Raises:
         InputError: The folder is missing or unreadable, has fewer than two classes, a class without images or whose
@@ -88,7 +91,7 @@ def load_dataset(root: Path | str) -> ImageDataset:
     if not root.is_dir():
         raise InputError(f"no folder {root}; {_LAYOUT}")
     folders = _split_folders(root)
-    parts = {name: _class_images(folder) for name, folder in folders.items()} if folders else {"": _class_images(root)}
+    parts = {name: _class_images(folder, suffixes) for name, folder in folders.items()} if folders else {"": _class_images(root, suffixes)}
     labels = _common_labels(parts)
     found = [(path, label) for classes in parts.values() for label, paths in classes.items() for path in paths]
     samples = sorted(
@@ -135,8 +138,9 @@ def group_keys(dataset: ImageDataset, group_by: str) -> list[str] | None:
     Args:
         dataset: N samples.
         group_by: ``"none"``: no grouping, the answer is None. ``"source"``: column ``source`` of ``patches.csv`` in
-            the root or, without that file, the file name up to its position ``_NNNN_NNNN`` (a name without one is a
-            group of its own). Anything else is a regular expression searched in the relative path; its first group
+            the root or, without that file, the file name up to its position ``_NNNN_NNNN`` of four or five digits (a
+            name without one is a group of its own). A file that was sorted into another folder is found in the table by
+            its name. Anything else is a regular expression searched in the relative path; its first group
             that took part in the match, or else the whole match, is the key.
 
     Raises:
@@ -174,6 +178,13 @@ def merge_identical(groups: Sequence[str], hashes: Sequence[str]) -> list[str]:
     return [root_of(group) for group in groups]
 
 
+def images_below(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
+    """Image files by suffix at any depth, in no order, but nothing hidden and no links to folders; InputError if unreadable."""
+    for parent, folders, files in os.walk(folder, onerror=_raise_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (path for path in (Path(parent, name) for name in files) if _is_image(path, suffixes))
+
+
 def _split_folders(root: Path) -> dict[str, Path] | None:
     folders = _visible_folders(root)
     found = {_SPLIT_FOLDERS[folder.name]: folder for folder in folders if folder.name in _SPLIT_FOLDERS}
@@ -189,15 +200,15 @@ def _split_folders(root: Path) -> dict[str, Path] | None:
     return {name: found[name] for name in SPLIT_NAMES}
 
 
-def _class_images(folder: Path) -> dict[str, list[Path]]:
-    classes = {below.name: list(_images_below(below)) for below in _visible_folders(folder)}
+def _class_images(folder: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
+    classes = {below.name: list(images_below(below, suffixes)) for below in _visible_folders(folder)}
     empty = [name for name, paths in classes.items() if not paths]
     if len(classes) >= 2 and not empty:
         return classes
     got = f"{folder} has no image in {', '.join(empty)}" if empty else f"{folder} has {len(classes)} class folder(s)"
-    loose = sum(_is_image(entry) for entry in folder.iterdir())
+    loose = sum(_is_image(entry, suffixes) for entry in folder.iterdir())
     hint = f"; {loose} image(s) lie loose in it: move them into class folders" if loose else ""
-    raise InputError(f"{got}; {_LAYOUT}; suffixes {' '.join(sorted(IMAGE_SUFFIXES))}, links to folders are not followed{hint}")
+    raise InputError(f"{got}; {_LAYOUT}; suffixes {' '.join(sorted(suffixes))}, links to folders are not followed{hint}")
 
 
 def _common_labels(parts: dict[str, dict[str, list[Path]]]) -> tuple[str, ...]:
@@ -222,14 +233,8 @@ def _visible_folders(folder: Path) -> list[Path]:
     return [entry for entry in entries if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")]
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder, onerror=_raise_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (path for path in (Path(parent, name) for name in files) if _is_image(path))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _is_image(path: Path, suffixes: Collection[str]) -> bool:
+    return path.name.lower().endswith(tuple(suffixes)) and not path.name.startswith(".") and path.is_file()
 
 
 def _raise_unreadable(error: OSError) -> None:
@@ -266,11 +271,14 @@ def _pattern_key(pattern: str) -> Callable[[Sample], str]:
 
 def _table_key(table: Path) -> Callable[[Sample], str]:
     sources = _read_sources(table)
+    names = Counter(Path(file).name for file in sources)
+    by_name = {Path(file).name: source for file, source in sources.items() if names[Path(file).name] == 1}
 
     def key_of(sample: Sample) -> str:
-        if sample.relative not in sources:
+        source = sources.get(sample.relative) or by_name.get(Path(sample.relative).name)
+        if source is None:
             raise InputError(f"{table} gives no source for {sample.relative}; list every image, or use another group-by")
-        return sources[sample.relative]
+        return source
 
     return key_of
 

@@ -12,7 +12,7 @@ import numpy as np
 from hqtl_common.errors import ConfigError, InputError
 from training.data import SPLIT_NAMES, ImageDataset, lines_digest
 
-__all__ = ["Ratio", "Split", "make_split", "parse_ratio"]
+__all__ = ["Ratio", "Split", "make_folds", "make_split", "parse_ratio"]
 
 Ratio = tuple[float, float, float]
 
@@ -85,44 +85,83 @@ def make_split(dataset: ImageDataset, ratio: Ratio, seed: int, groups: Sequence[
         ConfigError: The seed is negative.
         InputError: A part would have no image of some class, or the given folders tear a group apart.
     """
-    if seed < 0:
-        raise ConfigError(f"seed must be a whole number from 0; got {seed}")
+    _check_seed(seed)
     if dataset.fixed_split is not None:
         split = Split(**dataset.fixed_split)
         _check_groups_whole(split, groups)
         return split
-    labels = np.array([sample.label for sample in dataset.samples])
-    rng = np.random.default_rng(seed)
-    parts = _by_class(labels, ratio, rng) if groups is None else _by_group(labels, groups, ratio, rng)
-    split = Split(*(tuple(int(i) for i in np.flatnonzero(parts == part)) for part in range(3)))
-    _check_complete(split, dataset, ratio, groups)
+    split = Split(*_divide(dataset, ratio, seed, groups))
+    _check_complete(split, dataset, "/".join(f"{100 * share:g}" for share in ratio), groups)
     return split
 
 
-def _by_class(labels: np.ndarray, ratio: Ratio, rng: np.random.Generator) -> np.ndarray:
+def make_folds(dataset: ImageDataset, num_folds: int, seed: int, groups: Sequence[str] | None = None) -> list[Split]:
+    """Divides N samples into k equal parts, stratified as in :func:`make_split`, for k trainings.
+
+    Part i is the test part of fold i and the val part of the fold before it (of the last fold, for part 0); the other
+    k − 2 parts train. So each image is tested on once, validated on once, and no choice of an epoch or a threshold has
+    seen the test part of its fold. k = 5 gives 60/20/20 five times, k = 10 gives 80/10/10 ten times.
+
+    Args:
+        dataset: The samples; a folder that is itself divided has no folds.
+        num_folds: Number of parts k, at least 3.
+        seed: Seed of the shuffle, at least 0.
+        groups: N keys of :func:`training.data.group_keys`; samples of one key stay in one part.
+
+    Raises:
+        ConfigError: k is below 3, the seed negative, or the folder is itself divided into train, val and test.
+        InputError: A part would have no image of some class.
+    """
+    if num_folds < 3:
+        raise ConfigError(f"folds must be at least 3 (one part tests, one validates, the rest train); got {num_folds}")
+    _check_seed(seed)
+    if dataset.fixed_split is not None:
+        raise ConfigError(f"{dataset.root} is divided into train, val and test; folds need the class folders right under it")
+    parts = _divide(dataset, [1 / num_folds] * num_folds, seed, groups)
+    folds = [_fold(parts, test) for test in range(num_folds)]
+    for fold in folds:
+        _check_complete(fold, dataset, f"{num_folds} folds", groups)
+    return folds
+
+
+def _fold(parts: Sequence[tuple[int, ...]], test: int) -> Split:
+    val = (test + 1) % len(parts)
+    train = sorted(index for part, members in enumerate(parts) if part not in (test, val) for index in members)
+    return Split(tuple(train), parts[val], parts[test])
+
+
+def _divide(dataset: ImageDataset, shares: Sequence[float], seed: int, groups: Sequence[str] | None) -> list[tuple[int, ...]]:
+    """Sample indices of each part, ascending; one part per share."""
+    labels = np.array([sample.label for sample in dataset.samples])
+    rng = np.random.default_rng(seed)
+    part_of = _by_class(labels, shares, rng) if groups is None else _by_group(labels, groups, shares, rng)
+    return [tuple(int(i) for i in np.flatnonzero(part_of == part)) for part in range(len(shares))]
+
+
+def _by_class(labels: np.ndarray, shares: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     parts = np.empty(len(labels), dtype=int)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        parts[members] = np.repeat(np.arange(3), _largest_remainder(len(members), ratio))
+        parts[members] = np.repeat(np.arange(len(shares)), _largest_remainder(len(members), shares))
     return parts
 
 
-def _largest_remainder(total: int, ratio: Ratio) -> list[int]:
-    quotas = [round(total * share, 9) for share in ratio]
+def _largest_remainder(total: int, shares: Sequence[float]) -> list[int]:
+    quotas = [round(total * share, 9) for share in shares]
     counts = [math.floor(quota) for quota in quotas]
-    by_remainder = sorted(range(3), key=lambda part: -round(quotas[part] - counts[part], 9))
+    by_remainder = sorted(range(len(shares)), key=lambda part: -round(quotas[part] - counts[part], 9))
     for part in by_remainder[: total - sum(counts)]:
         counts[part] += 1
     return counts
 
 
-def _by_group(labels: np.ndarray, groups: Sequence[str], ratio: Ratio, rng: np.random.Generator) -> np.ndarray:
+def _by_group(labels: np.ndarray, groups: Sequence[str], shares: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     keys, member_of = np.unique(np.array(groups), return_inverse=True)
     sizes = np.zeros((len(keys), labels.max() + 1))
     np.add.at(sizes, (member_of, labels), 1)
     shuffled = rng.permutation(len(keys))
     largest_first = shuffled[np.argsort(-sizes[shuffled].sum(axis=1), kind="stable")]
-    target = np.outer(ratio, sizes.sum(axis=0))
+    target = np.outer(shares, sizes.sum(axis=0))
     deficit = target.copy()
     part_of = np.empty(len(keys), dtype=int)
     for group in largest_first:
@@ -130,6 +169,11 @@ def _by_group(labels: np.ndarray, groups: Sequence[str], ratio: Ratio, rng: np.r
         part_of[group] = np.argmax(gain.round(9))
         deficit[part_of[group]] -= sizes[group]
     return part_of[member_of]
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"seed must be a whole number from 0; got {seed}")
 
 
 def _check_groups_whole(split: Split, groups: Sequence[str] | None) -> None:
@@ -140,14 +184,13 @@ def _check_groups_whole(split: Split, groups: Sequence[str] | None) -> None:
                 raise InputError(f"the group {key!r} lies in {seen[key]} and in {name}; move it into one, or do not group")
 
 
-def _check_complete(split: Split, dataset: ImageDataset, ratio: Ratio, groups: Sequence[str] | None) -> None:
+def _check_complete(split: Split, dataset: ImageDataset, recipe: str, groups: Sequence[str] | None) -> None:
     for name, by_label in split.counts(dataset).items():
         for label, count in by_label.items():
             if not count:
-                shown = "/".join(f"{100 * share:g}" for share in ratio)
                 grouped = f" in {len(set(groups))} groups, which cannot be divided" if groups is not None else ""
                 raise InputError(
-                    f"at {shown} the {name} split would have no image of class {label!r}: there are "
-                    f"{len(dataset.samples)} images{grouped}; add images, choose another ratio"
+                    f"at {recipe} the {name} split would have no image of class {label!r}: there are "
+                    f"{len(dataset.samples)} images{grouped}; add images, choose another division"
                     f"{' or do not group' if grouped else ''}"
                 )

@@ -150,7 +150,17 @@ def test_float_and_32_bit_need_a_declared_range(dtype: type) -> None:
     np.testing.assert_allclose(preprocess(tiff(values, {340: -100.0, 341: 100.0}), RAW)[0], (values + 100.0) / 200, atol=1e-6)
 
 
-@pytest.mark.parametrize("tags", [{340: 5.0, 341: 5.0}, {340: 6.0, 341: 5.0}, {341: float("nan")}, {340: 0.0, 341: float("inf")}])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {340: 5.0, 341: 5.0},
+        {340: 6.0, 341: 5.0},
+        {341: float("nan")},
+        {340: 0.0, 341: float("inf")},
+        {340: 0.0, 341: 1e-42},  # nothing in float32 can be divided by these two
+        {340: -3e38, 341: 3e38},
+    ],
+)
 def test_declared_range_without_sense_does_not_count(tags: dict[int, float]) -> None:
     with pytest.raises(ImageDecodeError, match="value range"):
         open_image(tiff(np.ones((8, 8), np.float32), tags))

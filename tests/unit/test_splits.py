@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hqtl_common.errors import ConfigError, InputError
 from training.data import SPLIT_NAMES, ImageDataset, Sample, group_keys, load_dataset
-from training.splits import Ratio, Split, make_split, parse_ratio
+from training.splits import Ratio, Split, make_folds, make_split, parse_ratio
 
 PAPER = parse_ratio("70/15/15")
 REAL_SET = Path(__file__).parents[2] / "../shared/data/dev/cfd_pavement"
@@ -83,7 +83,9 @@ class TestStratified:
         assert splits[0].train[:70] != tuple(range(70))
 
     def test_a_split_without_a_class_is_refused_by_name(self) -> None:
-        with pytest.raises(InputError, match=r"at 70/15/15 the test split would have no image of class 'class1'.*add images.*ratio$"):
+        with pytest.raises(
+            InputError, match=r"at 70/15/15 the test split would have no image of class 'class1'.*another division$"
+        ):
             make_split(dataset_of([100, 3]), PAPER, seed=0)
 
     def test_a_negative_seed_is_refused(self) -> None:
@@ -143,6 +145,63 @@ class TestGrouped:
             assert_partition(split, dataset)
             assert_groups_whole(split, groups)
             assert all(abs(part / 300 - share) < 0.03 for parts in sizes(split, dataset) for part, share in zip(parts, PAPER, strict=True))
+
+
+class TestFolds:
+    @given(st.lists(st.integers(30, 90), min_size=2, max_size=3), st.integers(3, 10), seeds)
+    def test_every_image_tests_once_and_validates_once_and_classes_stay_even(self, class_sizes: list[int], k: int, seed: int) -> None:
+        dataset = dataset_of(class_sizes)
+        folds = make_folds(dataset, k, seed)
+        assert len(folds) == k
+        for fold in folds:
+            assert_partition(fold, dataset)
+            for total, (_, val, test) in zip(class_sizes, sizes(fold, dataset), strict=True):
+                assert abs(val - total / k) < 1
+                assert abs(test - total / k) < 1
+        for name in ("val", "test"):
+            assert sorted(i for fold in folds for i in fold.indices(name)) == list(range(len(dataset.samples)))
+        assert [fold.val for fold in folds] == [fold.test for fold in folds[1:] + folds[:1]]
+        assert make_folds(dataset, k, seed) == folds
+
+    @given(st.integers(30, 60), st.integers(3, 5), seeds)
+    def test_no_group_is_on_two_sides_of_any_fold(self, num_groups: int, k: int, seed: int) -> None:
+        dataset = dataset_of([6 * num_groups, 6 * num_groups])
+        groups = [f"photo{i}" for i in np.random.default_rng(seed).integers(num_groups, size=len(dataset.samples))]
+        for fold in make_folds(dataset, k, seed, groups):
+            assert_partition(fold, dataset)
+            assert_groups_whole(fold, groups)
+
+    def test_grouped_folds_are_as_even_as_those_of_scikit_learn(self) -> None:
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        dataset = dataset_of([400, 600])
+        groups = [f"photo{int((i % 400) ** 0.62)}" for i in range(1000)]
+        truth = np.array([sample.label for sample in dataset.samples])
+
+        def worst(tests: Sequence[Sequence[int]]) -> float:
+            return max(abs((truth[list(part)] == label).mean() - share) for part in tests for label, share in ((0, 0.4), (1, 0.6)))
+
+        theirs = [part for _, part in StratifiedGroupKFold(5, shuffle=True, random_state=0).split(truth, truth, groups)]
+        ours = [fold.test for fold in make_folds(dataset, 5, 0, groups)]
+        assert worst(ours) <= worst(theirs) + 0.01
+        assert max(map(len, ours)) - min(map(len, ours)) <= max(map(len, theirs)) - min(map(len, theirs)) + 10
+
+    def test_another_seed_is_another_division(self) -> None:
+        dataset = dataset_of([30, 30])
+        assert len({fold.digest(dataset) for seed in range(3) for fold in make_folds(dataset, 5, seed)}) == 15
+
+    @pytest.mark.parametrize(("k", "seed", "message"), [(2, 0, "at least 3 .* got 2"), (5, -1, "seed .* got -1")])
+    def test_numbers_that_make_no_folds_are_refused(self, k: int, seed: int, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            make_folds(dataset_of([30, 30]), k, seed)
+
+    def test_a_fold_without_a_class_is_refused_by_name(self) -> None:
+        with pytest.raises(InputError, match=r"at 5 folds the (val|test) split would have no image of class 'class1'"):
+            make_folds(dataset_of([30, 4]), 5, 0)
+
+    def test_a_divided_folder_has_no_folds(self) -> None:
+        with pytest.raises(ConfigError, match="divided into train, val and test"):
+            make_folds(TestFixed.DATASET, 3, 0)
 
 
 class TestFixed:

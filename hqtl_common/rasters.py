@@ -1,0 +1,250 @@
+"""Large images, read window by window.
+
+A TIFF or BigTIFF is read strip by strip or tile by tile in constant memory; other formats, and what only Pillow decodes,
+are decoded as a whole once in their stored mode and converted window by window. The values are those of
+:func:`hqtl_common.preprocess.open_image`: the same file gives the same numbers, large or small.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from hqtl_common.errors import ImageDecodeError, ShapeError, UnknownImageFormatError
+from hqtl_common.georeference import GeoReference
+from hqtl_common.preprocess import FORMATS, is_several_pages, open_regular_file, to_rgb_or_unit
+
+__all__ = ["MAX_RASTER_PIXELS", "Raster", "Window", "open_raster", "raster_of"]
+
+MAX_RASTER_PIXELS = 1 << 30
+Window = NDArray[np.uint8] | NDArray[np.float32]
+
+_GREY_MODES = frozenset({"1", "L"})
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+class _Source(Protocol):
+    """Windows of an image as it is stored, before its orientation is applied."""
+
+    width: int
+    height: int
+    num_pages: int
+    orientation: int
+
+    @property
+    def bands(self) -> int: ...
+    @property
+    def is_deep(self) -> bool: ...
+    @property
+    def georeference(self) -> GeoReference | None: ...
+    def read(self, page: int, x: int, y: int, width: int, height: int) -> Window: ...
+    def close(self) -> None: ...
+
+
+class Raster:
+    """An opened image whose windows can be read; EXIF or TIFF orientation is applied. Not safe for several threads at once.
+
+    Args:
+        source: Where the windows come from; made by :func:`open_raster`.
+
+    Attributes:
+        width: Width in pixels, upright.
+        height: Height in pixels, upright.
+        num_pages: Number of pages (1 but for a TIFF of several pages).
+    """
+
+    def __init__(self, source: _Source) -> None:
+        self._source = source
+        self.num_pages = source.num_pages
+        self._flip_y, self._flip_x, self._transposed = _STORED.get(source.orientation, (False, False, False))
+        self.width, self.height = (source.height, source.width) if self._transposed else (source.width, source.height)
+
+    @property
+    def bands(self) -> int:
+        """1 for grey, 3 for colour."""
+        return self._source.bands
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether windows are float32 in [0, 1] (grey with more than 8 bits) instead of uint8."""
+        return self._source.is_deep
+
+    @property
+    def georeference(self) -> GeoReference | None:
+        """Where the pixels lie on the ground; None without map coordinates, or where the image was turned upright."""
+        return None if self._source.orientation in _STORED else self._source.georeference
+
+    def read(self, x: int, y: int, width: int, height: int, page: int = 0) -> Window:
+        """The window whose upper left pixel is (x, y): (height, width) for grey, (height, width, 3) for colour.
+
+        uint8, or float32 in [0, 1] for deep grey, scaled by its declared range.
+
+        Args:
+            x: Left edge in pixels.
+            y: Upper edge in pixels.
+            width: Width in pixels, at least 1.
+            height: Height in pixels, at least 1.
+            page: Page of a file of several.
+
+        Raises:
+            ShapeError: The window does not lie inside the image, or there is no such page.
+            ImageDecodeError: The file is damaged there, or its value range is not declared.
+        """
+        inside = 0 <= x < x + width <= self.width and 0 <= y < y + height <= self.height
+        if not inside or not 0 <= page < self.num_pages:
+            raise ShapeError(
+                f"the window {width} × {height} at ({x}, {y}) on page {page} is not inside the image of "
+                f"{self.width} × {self.height} pixels and {self.num_pages} page(s)"
+            )
+        if self._flip_x:
+            x = self.width - x - width
+        if self._flip_y:
+            y = self.height - y - height
+        if self._transposed:
+            x, y, width, height = y, x, height, width
+        with _decoding():
+            window: Any = self._source.read(page, x, y, width, height)
+        if self._transposed:
+            window = window.swapaxes(0, 1)
+        return np.ascontiguousarray(window[:: -1 if self._flip_y else 1, :: -1 if self._flip_x else 1])
+
+    def close(self) -> None:
+        """Release the file and what was decoded."""
+        self._source.close()
+
+
+@contextmanager
+def open_raster(path: str | os.PathLike[str], max_pixels: int = MAX_RASTER_PIXELS) -> Iterator[Raster]:
+    """An image of any size, opened for reading windows.
+
+    Args:
+        path: A PNG, JPEG, TIFF, BigTIFF, BMP or WebP file.
+        max_pixels: Largest width × height of a page; checked before any pixel is decoded. A TIFF takes no memory for it; other
+            formats are decoded as a whole, 1 byte per pixel for 8-bit grey, 2 for 16-bit grey, 3 or 4 for colour.
+
+    Raises:
+        InputError: The file cannot be read.
+        UnknownImageFormatError: Not an image of these formats.
+        ImageDecodeError: Damaged or too large.
+    """
+    path = Path(path)
+    raster = raster_of(open_regular_file(path), path, max_pixels)
+    try:
+        yield raster
+    finally:
+        raster.close()
+
+
+def raster_of(file: BinaryIO, path: Path, max_pixels: int = MAX_RASTER_PIXELS) -> Raster:
+    """An image in an opened file, which is closed with it.
+
+    Args:
+        file: The file, also one in memory.
+        path: Its path, for messages and for coordinate systems that only rasterio can name.
+        max_pixels: See :func:`open_raster`.
+
+    Raises:
+        UnknownImageFormatError: Not an image of these formats.
+        ImageDecodeError: Damaged or too large.
+    """
+    try:
+        with _decoding():
+            return Raster(_open_source(file, path, max_pixels))
+    except BaseException:
+        file.close()
+        raise
+
+
+# How a window of the upright image is found in the stored one, by EXIF orientation: the upright image is the stored one,
+# transposed or not, then flipped in y or x or both.
+_STORED: dict[int, tuple[bool, bool, bool]] = {
+    2: (False, True, False),
+    3: (True, True, False),
+    4: (True, False, False),
+    5: (False, False, True),
+    6: (False, True, True),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    try:
+        yield
+    except ImageDecodeError:
+        raise
+    except Exception as error:  # parsers raise whatever they stumble over: struct.error, IndexError, zlib.error, …
+        raise ImageDecodeError(f"the image is damaged or cut off: {type(error).__name__}: {error}") from error
+
+
+def _open_source(file: BinaryIO, path: Path, max_pixels: int) -> _Source:
+    start = file.read(16)
+    file.seek(0)
+    if start.startswith(_TIFF_STARTS):
+        from hqtl_common.tiff_windows import TiffWindows
+
+        tiff = TiffWindows(file, path)
+        _check_size(tiff.width, tiff.height, max_pixels)
+        if tiff.is_direct:
+            return tiff
+        if tiff.num_pages > 1:
+            raise ImageDecodeError("a TIFF of several pages in a kind that cannot be read in windows; save it as 8- or 16-bit grey or RGB")
+        file.seek(0)
+    return _WholeImage(file, start, max_pixels)
+
+
+class _WholeImage:
+    """An image that Pillow decoded as a whole and keeps in its stored mode."""
+
+    num_pages = 1
+    georeference: GeoReference | None = None
+
+    def __init__(self, file: BinaryIO, start: bytes, max_pixels: int) -> None:
+        self._image = _open_without_limit(file, start)
+        _check_size(*self._image.size, max_pixels)
+        if is_several_pages(self._image):
+            raise ImageDecodeError(f"the {self._image.format} file holds several frames; save the wanted one as a file of its own")
+        self._image.load()
+        self._tags = dict(getattr(self._image, "tag_v2", {}))
+        self.orientation = int(self._image.getexif().get(ExifTags.Base.Orientation, 1))
+        self.width, self.height = self._image.size
+        self._file = file
+        sample = to_rgb_or_unit(self._image.crop((0, 0, 1, 1)), self._tags)
+        self.is_deep = sample.mode == "F"
+        self._grey = self._image.mode in _GREY_MODES and "transparency" not in self._image.info
+        self.bands = 1 if self.is_deep or self._grey else 3
+
+    def read(self, page: int, x: int, y: int, width: int, height: int) -> Window:
+        """See :meth:`Raster.read`."""
+        box = self._image.crop((x, y, x + width, y + height))
+        return np.asarray(box.convert("L") if self._grey else to_rgb_or_unit(box, self._tags))
+
+    def close(self) -> None:
+        """Release the pixels and the file."""
+        self._image.close()
+        self._file.close()
+
+
+def _open_without_limit(file: BinaryIO, start: bytes) -> Image.Image:
+    """What ``Image.open`` does, without its limit of 179 million pixels: the caller has one of its own."""
+    Image.preinit()
+    Image.init()
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(start) is True:
+            file.seek(0)
+            return factory(file, "")
+    raise UnknownImageFormatError(f"not a {', '.join(FORMATS)} image")
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if not width or not height or width * height > max_pixels:
+        raise ImageDecodeError(f"the image has {width} × {height} pixels; at least 1 and at most {max_pixels:,} are allowed")
