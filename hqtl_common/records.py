@@ -5,6 +5,7 @@ field          shape, dtype      meaning
 =============  ================  ==============================================================
 pixels         (B,3,S,S) f32     normalised intensity
 features       (B,F) f32         output of the frozen backbone
+familiarity    (B,) f32          share of held-out images that are as far from the training images; None if unknown
 angles         (B,E) f32         radians, tanh(Linear)·π/2
 expvals        (B,n) f64         ⟨Z_i⟩ in [−1,1]
 expval_covs    (B,n,n) f64       covariance of the estimates; None when exact
@@ -23,10 +24,12 @@ from numpy.typing import NDArray
 
 from hqtl_common.errors import ShapeError
 
-__all__ = ["Evaluation", "ExecutionRecord", "InferenceBatch", "Prediction"]
+__all__ = ["CLOSE", "Evaluation", "ExecutionRecord", "InferenceBatch", "Prediction"]
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+
+CLOSE = 0.1  # an exact answer this close to the other label deserves a second look
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,8 @@ class Evaluation:
     """Answer of a backend for R parameter sets.
 
     Args:
-        expvals: (R, n) float64, ⟨Z_i⟩ in [−1, 1].
-        expval_covs: (R, n, n) float64, covariance of the estimates from the same shots; None when exact.
+        expvals: (R, n) float64, ⟨Z_i⟩ in [−1, 1]; (R, K) where K observables were asked for.
+        expval_covs: (R, n, n) or (R, K, K) float64, covariance of the estimates from the same shots; None when exact.
         record: What produced it.
     """
 
@@ -100,7 +103,10 @@ class Prediction:
 
     ``probability`` is the probability of ``label``, and ``interval`` its 95 % interval from shot noise
     (None when the head is exact). Arrays are one-dimensional; ``expvals`` are ⟨Z_i⟩, ``angles`` radians.
-    ``shots_used`` is the number of shots of this image where it was adaptive, else None.
+    ``shots_used`` is the number of shots of this image where it was adaptive, else None. ``calibration`` says which temperature
+    and threshold were used, ``boundary`` the probability from which ``label`` is given (None with more than two classes).
+    ``familiarity`` is the share of held-out images that are as far from the training images as this one, None if the bundle
+    does not know; ``unfamiliar`` that it is below the bundle's level.
     """
 
     label: str
@@ -113,6 +119,29 @@ class Prediction:
     logits: F64
     execution: ExecutionRecord
     shots_used: int | None = None
+    calibration: str | None = None
+    boundary: float | None = None
+    familiarity: float | None = None
+    unfamiliar: bool = False
+
+    @property
+    def margin(self) -> float:
+        """How far the lower end of the answer stands above another label; negative = doubtful.
+
+        The lower end is that of the interval, or 0.1 below an exact probability.
+        """
+        low = self.probability - CLOSE if self.interval is None else self.interval[0]
+        return low - (sorted(self.probabilities.values())[-2] if self.boundary is None else self.boundary)
+
+    @property
+    def review(self) -> tuple[str, ...]:
+        """Why a person should look at the image, empty if nothing speaks for it.
+
+        ``unfamiliar``: it is unlike the training images. ``interval``: the interval reaches another label. ``close``: the exact
+        probability is within 0.1 of another label.
+        """
+        doubt = () if self.margin >= 0 else ("close",) if self.interval is None else ("interval",)
+        return ("unfamiliar", *doubt) if self.unfamiliar else doubt
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready copy of everything but ``execution``, which several predictions share."""
@@ -127,6 +156,9 @@ class Prediction:
             "expvals": self.expvals.tolist(),
             "expval_stds": None if stds is None else stds.tolist(),
             "logits": self.logits.tolist(),
+            "calibration": self.calibration,
+            "familiarity": self.familiarity,
+            "review": list(self.review),
             **adaptive,
         }
 
@@ -137,7 +169,9 @@ class InferenceBatch:
 
     ``probabilities`` (B, C) float64 is calibrated; ``intervals`` (B, C, 2) its 95 % intervals from shot noise.
     ``label_indices`` (B,) are positions in ``labels``. ``shots_used`` (B,) are the shots of each image where their number was
-    adaptive (:mod:`hqtl_common.adaptive`), else None.
+    adaptive (:mod:`hqtl_common.adaptive`), else None. ``temperature``, ``threshold`` and ``calibration`` say what made
+    probabilities and labels of the logits; ``boundaries`` (C,) are the probabilities from which each label is given, empty with
+    more than two classes; ``familiarity_level`` that up to which an image is unfamiliar.
     """
 
     pixels: F32 | None = None
@@ -152,6 +186,19 @@ class InferenceBatch:
     labels: tuple[str, ...] = ()
     execution: ExecutionRecord | None = None
     shots_used: NDArray[np.int64] | None = None
+    familiarity: F32 | None = None
+    familiarity_level: float | None = None
+    temperature: float | None = None
+    threshold: float | None = None
+    boundaries: tuple[float, ...] = ()
+    calibration: str | None = None
+
+    @property
+    def unfamiliar(self) -> NDArray[np.bool_] | None:
+        """(B,) images whose familiarity is not above the level; None where it is not known."""
+        if self.familiarity is None or self.familiarity_level is None:
+            return None
+        return np.asarray(self.familiarity <= np.float32(self.familiarity_level))
 
     @property
     def expval_stds(self) -> F64 | None:
@@ -166,10 +213,10 @@ class InferenceBatch:
         """
         if self.probabilities is None:
             raise ShapeError("this batch holds no answers yet; give it to HybridClassifier.run first")
-        stds = self.expval_stds
-        return [self._prediction(index, stds) for index in range(len(self.probabilities))]
+        stds, unfamiliar = self.expval_stds, self.unfamiliar
+        return [self._prediction(index, stds, unfamiliar) for index in range(len(self.probabilities))]
 
-    def _prediction(self, index: int, stds: F64 | None) -> Prediction:
+    def _prediction(self, index: int, stds: F64 | None, unfamiliar: NDArray[np.bool_] | None) -> Prediction:
         assert self.probabilities is not None
         assert self.label_indices is not None
         assert self.execution is not None
@@ -190,6 +237,10 @@ class InferenceBatch:
             logits=self.logits[index],
             execution=self.execution,
             shots_used=None if self.shots_used is None else int(self.shots_used[index]),
+            calibration=self.calibration,
+            boundary=self.boundaries[winner] if self.boundaries else None,
+            familiarity=None if self.familiarity is None else round(float(self.familiarity[index]), 6),
+            unfamiliar=unfamiliar is not None and bool(unfamiliar[index]),
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from hqtl_common.backends.costs import MAX_EXECUTIONS, estimated_qpu_seconds
 from hqtl_common.backends.mitigation import Mitigation
 from hqtl_common.errors import ConfigError
-from hqtl_common.shifts import SHIFT_METHODS, shift_table
+from hqtl_common.shifts import SHIFT_METHODS, head_table
 from hqtl_common.specs import HeadSpec
 
 __all__ = [
@@ -111,8 +111,8 @@ def points_per_image(spec: HeadSpec, diff_method: str, *, angles: bool = True) -
     """
     if diff_method not in SHIFT_METHODS:
         return 1  # the simulator differentiates its own forward pass
-    num_parameters = spec.num_weights + (spec.num_angles if angles else 0)
-    return shift_table(diff_method, num_parameters, np.random.default_rng(0)).num_points
+    table = head_table(diff_method, spec, np.random.default_rng(0))
+    return (table if angles else table.without(spec.num_angles)).num_points
 
 
 def fit_counts(

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hqtl_common.backends.mitigation import MITIGATION_OPTIONS, Mitigation, mitigation_of
+from hqtl_common.preprocess import suffixes_of
 from training.config import FitConfig
 from training.data import content_hashes, group_keys, load_dataset, merge_identical
 from training.head import resolve_diff_method
 from training.plan import Plan, cost_of, evaluate_counts, fit_counts, read_prices
-from training.splits import make_split, parse_ratio
+from training.prepare import divide
 
 __all__ = ["plan_answers", "plan_fit", "plan_training"]
 
@@ -26,10 +27,10 @@ def plan_training(config: FitConfig, prices: Path | None = None) -> dict[str, Pl
         InputError: The folder cannot be used.
         BackendError: The method is not legal on the backend.
     """
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(config.data, suffixes_of(config.preprocess_spec))
     groups = group_keys(dataset, config.group_by)
     merged = None if groups is None else merge_identical(groups, content_hashes(dataset.samples))
-    split = make_split(dataset, parse_ratio(config.split), config.seed, merged)
+    split = divide(dataset, config.split_recipe, config.data_seed, merged)
     images = {name: len(split.indices(name)) for name in ("train", "val", "test")}
     table = read_prices(prices)
     shots = _shots(config.backend, config.shots)
@@ -37,6 +38,7 @@ def plan_training(config: FitConfig, prices: Path | None = None) -> dict[str, Pl
     if shots is not None:
         variants["a quarter of the shots"] = {"shots": max(1, shots // 4)}
         variants["spsa"] = {"diff_method": "spsa"}
+        variants |= _leaner(config, shots)
     variants["4 × the batch size"] = {"batch_size": 4 * config.batch_size}
     return {name: plan_fit(config.model_copy(update=changes), images, table) for name, changes in variants.items()}
 
@@ -54,12 +56,20 @@ def plan_fit(config: FitConfig, images: Mapping[str, int], prices: Mapping[str, 
         ConfigError: Options that do not fit.
     """
     shots = _shots(config.backend, config.shots)
-    method = resolve_diff_method(config.backend, shots, config.diff_method)
+    method = resolve_diff_method(config.backend, shots, config.diff_method, config.head_spec)
     mitigation = _mitigation(shots, config.backend_options)
     counts = fit_counts(
         config.head_spec, method, images, batch_size=config.batch_size, epochs=config.epochs, shots=shots, mitigation=mitigation
     )
     return cost_of(counts, shots, prices, mitigation)
+
+
+def _leaner(config: FitConfig, shots: int) -> dict[str, dict[str, Any]]:
+    """The method that gives the same gradient as the chosen one from fewer parameter sets, if there is one."""
+    spec = config.head_spec
+    method = resolve_diff_method(config.backend, shots, config.diff_method, spec)
+    leaner = "commuting" if spec.ansatz == "commuting" else "lean-shift"
+    return {leaner: {"diff_method": leaner}} if method == "parameter-shift" else {}
 
 
 def plan_answers(

@@ -9,14 +9,24 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hqtl_common.circuit import z_signs
+from hqtl_common.circuit import ZString, single_zs, z_strings
 from hqtl_common.errors import ConfigError, ShapeError
 from hqtl_common.records import Evaluation
 from hqtl_common.specs import HeadSpec
 
-__all__ = ["Backend", "Capabilities", "DiffMethod", "check_seed", "check_shots", "check_table", "estimate", "stream_seed"]
+__all__ = [
+    "Backend",
+    "Capabilities",
+    "DiffMethod",
+    "check_observables",
+    "check_seed",
+    "check_shots",
+    "check_table",
+    "estimate",
+    "stream_seed",
+]
 
-DiffMethod = Literal["backprop", "adjoint", "parameter-shift", "finite-diff", "finite-diff-forward", "spsa"]
+DiffMethod = Literal["backprop", "adjoint", "commuting", "parameter-shift", "lean-shift", "finite-diff", "finite-diff-forward", "spsa"]
 
 # Uniform prior on each ⟨Z_i⟩: two further shots that fell evenly. Keeps the error of an all-equal sample above zero.
 _PRIOR_SHOTS = 2
@@ -33,7 +43,7 @@ class Capabilities:
         shots: Can sample.
         noise: Where its noise comes from, None when noise-free.
         paid: Costs money or queues on hardware.
-        diff_methods: Gradient methods that are legal with it.
+        diff_methods: Gradient methods that are legal with it, where the head has them.
     """
 
     summary: str
@@ -52,7 +62,15 @@ class Backend(Protocol):
     shots: int | None
     seed: int | None
 
-    def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
+    def run(
+        self,
+        spec: HeadSpec,
+        weights: NDArray[Any],
+        angles: NDArray[Any],
+        *,
+        stream: int = 0,
+        observables: tuple[ZString, ...] | None = None,
+    ) -> Evaluation:
         """Evaluate a table of parameter sets in one execution.
 
         Args:
@@ -61,9 +79,11 @@ class Backend(Protocol):
             angles: (R, E), radians.
             stream: Which independent noise to draw from the seed: the same seed and stream repeat the same
                 answer, another stream gives another draw (a step of a training, a chunk of a folder).
+            observables: K products of Z, each as its qubits in ascending order, all estimated from the same shots; None is
+                every Z_i. They change what is read from an execution, not the execution.
 
         Raises:
-            ShapeError: The arrays do not fit the head.
+            ShapeError: The arrays or the observables do not fit the head.
             BackendError: The execution failed; the subclass says how.
         """
         ...
@@ -111,23 +131,38 @@ def check_table(spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any]) -> 
     return weights64, angles64
 
 
-def estimate(counts: NDArray[Any], num_qubits: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Counts of outcomes → ⟨Z_i⟩ (R, n) and the covariance of these estimates (R, n, n).
+def check_observables(spec: HeadSpec, observables: tuple[ZString, ...] | None) -> tuple[ZString, ...]:
+    """The products of Z to be estimated; every Z_i for None.
 
-    The estimate is the plain mean. Its covariance is the posterior one under a uniform prior: for a single qubit
+    Raises:
+        ShapeError: One is empty, not ascending, or names a qubit that is not there.
+    """
+    for string in observables or ():
+        if not string or list(string) != sorted(set(string)) or not 0 <= string[0] <= string[-1] < spec.num_qubits:
+            raise ShapeError(f"an observable is some of the qubits 0 to {spec.num_qubits - 1} in ascending order; got {string}")
+    return single_zs(spec.num_qubits) if observables is None else tuple(observables)
+
+
+def estimate(
+    counts: NDArray[Any], num_qubits: int, observables: tuple[ZString, ...] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Counts of outcomes → expectation values (R, K) and the covariance of these estimates (R, K, K).
+
+    The estimate is the plain mean. Its covariance is the posterior one under a uniform prior: for a single observable
     4·p(1−p)/(N+3) with p = (k+1)/(N+2), which is never zero, also where all N shots agree.
 
     Args:
         counts: (R, 2^n) non-negative, qubit 0 = most significant bit; every row with at least one shot.
         num_qubits: n.
+        observables: K products of Z; None is every Z_i.
     """
-    signs = z_signs(num_qubits)
+    signs = z_strings(num_qubits, single_zs(num_qubits) if observables is None else observables)
     shots = counts.sum(axis=1, keepdims=True).astype(np.float64)
     frequencies = counts / shots
     means: NDArray[np.float64] = frequencies @ signs
     shrink = (shots / (shots + _PRIOR_SHOTS))[:, :, None]
     second = np.einsum("rb,bi,bj->rij", frequencies, signs, signs, optimize=True) * shrink
-    second[:, np.arange(num_qubits), np.arange(num_qubits)] = 1.0
+    second[:, np.arange(signs.shape[1]), np.arange(signs.shape[1])] = 1.0
     centre = means[:, :, None] * shrink
     covs = (second - centre * centre.transpose(0, 2, 1)) / (shots[:, :, None] + _PRIOR_SHOTS + 1)
     return means, covs

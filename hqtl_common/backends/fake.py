@@ -18,7 +18,7 @@ import qiskit
 import qiskit_aer
 from numpy.typing import NDArray
 
-from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate, stream_seed
+from hqtl_common.backends.base import check_observables, check_seed, check_shots, check_table, estimate, stream_seed
 from hqtl_common.backends.isa import IsaHead, isa_calibration, isa_head
 from hqtl_common.backends.machine import Machine
 from hqtl_common.backends.mitigation import MITIGATION_OPTIONS, Calibration, mitigated, mitigation_of
@@ -26,7 +26,7 @@ from hqtl_common.backends.mitigation_circuits import CALIBRATION_STATES, calibra
 from hqtl_common.backends.noisy import probabilities
 from hqtl_common.backends.profiles import load_profile, paper_machine, profile_machine
 from hqtl_common.backends.sampler import bindings, sample_counts
-from hqtl_common.circuit import z_signs
+from hqtl_common.circuit import ZString, single_zs, z_strings
 from hqtl_common.errors import CapabilityError, ConfigError
 from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
@@ -102,10 +102,19 @@ class NoisyBackend:
         self._machine = machine_of(name)
         self._lock = threading.Lock()  # Aer's simulator object is shared and not thread-safe
 
-    def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
+    def run(
+        self,
+        spec: HeadSpec,
+        weights: NDArray[Any],
+        angles: NDArray[Any],
+        *,
+        stream: int = 0,
+        observables: tuple[ZString, ...] | None = None,
+    ) -> Evaluation:
         """See :meth:`hqtl_common.backends.base.Backend.run`."""
         started = time.perf_counter()
         weights64, angles64 = check_table(spec, weights, angles)
+        wanted = check_observables(spec, observables)
         head = self._head(spec)
         if head.program is None and self.shots is None:
             raise CapabilityError(f"{self.name!r} has no exact values for this head: {head.reason}; give shots")
@@ -115,9 +124,10 @@ class NoisyBackend:
         calibration_seed, *more_seeds = head_seed.spawn(len(self._mitigation.factors))
         circuits = [self._head(spec, factor) for factor in self._mitigation.factors]
         seeds = [head_seed, *more_seeds]
-        estimates = [self._estimate(one, method, table, self.shots, seed) for one, seed in zip(circuits, seeds, strict=True)]
+        strings = self._mitigation.reads(wanted)
+        estimates = [self._estimate(one, method, table, self.shots, seed, strings) for one, seed in zip(circuits, seeds, strict=True)]
         calibration = self._calibration(head, method, calibration_seed) if self._mitigation.readout else None
-        expvals, covs = mitigated(estimates, self._mitigation, calibration)
+        expvals, covs = mitigated(estimates, self._mitigation, calibration, wanted)
         record = ExecutionRecord(
             backend_requested=self.name,
             backend_used=self.name,
@@ -146,25 +156,26 @@ class NoisyBackend:
         return isa_head(self._machine, spec, self.optimization_level, self.seed_transpiler, factor)
 
     def _estimate(
-        self, circuit: IsaHead, method: str, table: _Table, shots: int | None, seed: np.random.SeedSequence
+        self, circuit: IsaHead, method: str, table: _Table, shots: int | None, seed: np.random.SeedSequence, strings: tuple[ZString, ...]
     ) -> tuple[F64, F64 | None]:
         num_qubits = circuit.circuit.num_clbits
         if method == "aer":
             assert shots is not None
             with self._lock:
                 counts: NDArray[Any] = sample_counts(circuit.circuit, table.bindings, shots, seed, noise=circuit.noise)
-            return estimate(counts, num_qubits)
+            return estimate(counts, num_qubits, strings)
         assert circuit.program is not None
         exact = probabilities(circuit.program, table.angles, table.weights)
         if shots is None:
-            return exact @ z_signs(num_qubits), None
+            return exact @ z_strings(num_qubits, strings), None
         draw = np.random.default_rng(seed).multinomial(shots, exact / exact.sum(axis=1, keepdims=True))
-        return estimate(draw, num_qubits)
+        return estimate(draw, num_qubits, strings)
 
     def _calibration(self, head: IsaHead, method: str, seed: np.random.SeedSequence) -> Calibration:
         table = _Table(calibration_parameters(), CALIBRATION_STATES, np.zeros(0))
         circuit = isa_calibration(self._machine, head)
-        return Calibration(*self._estimate(circuit, method, table, self._mitigation.calibration_shots, seed))
+        single = single_zs(circuit.circuit.num_clbits)
+        return Calibration(*self._estimate(circuit, method, table, self._mitigation.calibration_shots, seed, single))
 
 
 def machine_of(name: str) -> Machine:

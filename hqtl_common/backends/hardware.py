@@ -24,7 +24,7 @@ from qiskit import QuantumCircuit
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit.transpiler.exceptions import TranspilerError
 
-from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate
+from hqtl_common.backends.base import check_observables, check_seed, check_shots, check_table, estimate
 from hqtl_common.backends.costs import MAX_EXECUTIONS, estimated_qpu_seconds
 from hqtl_common.backends.ibm import IBMProvider, Payload, Pub, open_provider
 from hqtl_common.backends.mitigation import Calibration, mitigated, mitigation_of
@@ -37,7 +37,7 @@ from hqtl_common.backends.mitigation_circuits import (
 )
 from hqtl_common.backends.recorded import Budget, JobStatus, RecordedExecutor, Request, Timing
 from hqtl_common.backends.sampler import DEFAULT_SHOTS, bindings
-from hqtl_common.circuit import qiskit_circuit
+from hqtl_common.circuit import ZString, qiskit_circuit
 from hqtl_common.errors import CapabilityError, ConfigError
 from hqtl_common.ledger import Entry, Ledger, default_ledger_path, request_key
 from hqtl_common.records import Evaluation, ExecutionRecord
@@ -159,7 +159,15 @@ class HardwareBackend:
 
     OPTIONS: ClassVar[frozenset[str]] = frozenset(signature(__init__).parameters) - {"self", "name"}
 
-    def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
+    def run(
+        self,
+        spec: HeadSpec,
+        weights: NDArray[Any],
+        angles: NDArray[Any],
+        *,
+        stream: int = 0,
+        observables: tuple[ZString, ...] | None = None,
+    ) -> Evaluation:
         """See :meth:`hqtl_common.backends.base.Backend.run`.
 
         Raises:
@@ -168,14 +176,15 @@ class HardwareBackend:
         """
         started = time.perf_counter()
         weights64, angles64 = check_table(spec, weights, angles)
+        wanted = check_observables(spec, observables)
         per_row = np.broadcast_to(weights64, (len(angles64), *spec.weights_shape))
         rows = self._rows_of_a_job()
         entries = [
             self._run_part(spec, per_row[start : start + rows], angles64[start : start + rows], stream)
             for start in range(0, len(angles64), rows)
         ]
-        answers = [self._answer(entry, spec.num_qubits) for entry in entries] or [
-            estimate(np.zeros((0, 2**spec.num_qubits)), spec.num_qubits)
+        answers = [self._answer(entry, spec.num_qubits, wanted) for entry in entries] or [
+            estimate(np.zeros((0, 2**spec.num_qubits)), spec.num_qubits, wanted)
         ]
         expvals, covs = (np.concatenate(parts) for parts in zip(*answers, strict=True))
         return Evaluation(expvals, covs, self._record(entries, spec.num_qubits, len(angles64), time.perf_counter() - started))
@@ -210,12 +219,15 @@ class HardwareBackend:
         """As many as the platform's limit allows."""
         return (MAX_EXECUTIONS - self._mitigation.calibration_executions) // (self.shots * len(self._mitigation.factors))
 
-    def _answer(self, entry: Entry, num_qubits: int) -> tuple[F64, F64]:
+    def _answer(self, entry: Entry, num_qubits: int, wanted: tuple[ZString, ...]) -> tuple[F64, F64]:
         """Of one job from its counts: R rows of every factor, then the calibration."""
         assert entry.counts is not None
         tables = entry.counts[: entry.num_rows * len(self._mitigation.factors)].reshape(-1, entry.num_rows, 2**num_qubits)
         expvals, covs = mitigated(
-            [estimate(counts, num_qubits) for counts in tables], self._mitigation, self._calibration([entry], num_qubits)
+            [estimate(counts, num_qubits, self._mitigation.reads(wanted)) for counts in tables],
+            self._mitigation,
+            self._calibration([entry], num_qubits),
+            wanted,
         )
         assert covs is not None
         return expvals, covs

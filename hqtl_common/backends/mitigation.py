@@ -4,6 +4,7 @@ Readout: two calibration circuits prepare all measured qubits in 0 and in 1. Fro
 (a tensored model: no crosstalk), whose inverse is applied to the frequencies (Bravyi et al. 2021, arXiv:2006.14044,
 section II). For ⟨Z_i⟩ alone the inverse of the whole tensor product is that of qubit i,
 z = (r − b)/s with r the ⟨Z_i⟩ read, s = 1 − p10 − p01 its contrast and b = p01 − p10: no table of 2^n × 2^n is needed.
+A product of Z is the mean of the product of its factors (r_i − b_i)/s_i, which needs the products of fewer Z as well.
 Errors of the preparation count as errors of the readout.
 
 Extrapolation: every two-qubit gate is run λ = 1, 3, 5, … times, and a polynomial of degree min(2, factors − 1) in λ is
@@ -15,15 +16,16 @@ their order does not matter; only the end result is bounded to [−1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, combinations, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hqtl_common.backends.base import check_shots
+from hqtl_common.circuit import ZString, single_zs
 from hqtl_common.errors import CapabilityError, ConfigError
 
 __all__ = ["MIN_CONTRAST", "MITIGATION_OPTIONS", "Calibration", "Mitigation", "coefficients", "mitigated", "mitigation_of"]
@@ -67,6 +69,13 @@ class Mitigation:
     def calibration_executions(self) -> int:
         """Executions that the calibration adds to one job."""
         return 2 * (self.calibration_shots or 0)
+
+    def reads(self, observables: tuple[ZString, ...]) -> tuple[ZString, ...]:
+        """The products of Z whose estimates :func:`mitigated` needs: all parts of these ones too, where readout is inverted."""
+        if not self.readout:
+            return observables
+        parts = {part for string in observables for part in _parts(string) if part}
+        return tuple(sorted(parts, key=lambda part: (len(part), part)))
 
     def executions(self, num_rows: int, shots: int) -> int:
         """All executions of one job.
@@ -189,16 +198,19 @@ class Calibration:
             )
 
 
-def mitigated(estimates: Sequence[Estimates], mitigation: Mitigation, calibration: Calibration | None) -> Estimates:
-    """⟨Z_i⟩ (R, n) without the errors that are mitigated, and their covariance (R, n, n), None when exact.
+def mitigated(
+    estimates: Sequence[Estimates], mitigation: Mitigation, calibration: Calibration | None, observables: tuple[ZString, ...] | None = None
+) -> Estimates:
+    """Expectation values (R, K) without the errors that are mitigated, and their covariance (R, K, K), None when exact.
 
     The covariance is propagated to first order and holds the calibration's own statistical error, which is common to all
     rows. It is that of the estimate before it is bounded to [−1, 1].
 
     Args:
-        estimates: For each factor ⟨Z_i⟩ as read and their covariance, from independent shots.
+        estimates: For each factor what :meth:`Mitigation.reads` names as read and its covariance, from independent shots.
         mitigation: What to do.
         calibration: Of the same qubits, None without readout mitigation.
+        observables: K products of Z; None is every Z_i.
 
     Raises:
         CapabilityError: See :meth:`Calibration.check`.
@@ -210,19 +222,43 @@ def mitigated(estimates: Sequence[Estimates], mitigation: Mitigation, calibratio
     covs = [weight**2 * cov for weight, (_, cov) in zip(weights, estimates, strict=True) if cov is not None]
     total: F64 | None = sum(covs, start=np.zeros(())) if covs else None
     if calibration is not None:
-        means, total = _without_readout(means, total, calibration)
+        wanted = single_zs(calibration.means.shape[1]) if observables is None else observables
+        means, total = _without_readout(means, total, calibration, mitigation.reads(wanted))
+        chosen = [mitigation.reads(wanted).index(string) for string in wanted]
+        means, total = means[:, chosen], None if total is None else total[:, chosen][:, :, chosen]
     return np.clip(means, -1.0, 1.0), total
 
 
-def _without_readout(means: F64, covs: F64 | None, calibration: Calibration) -> Estimates:
-    """With u and v = ⟨Z⟩ read in 0 and in 1: z = (2r − u − v)/(u − v), ∂z/∂u = −(1 + z)/2s and ∂z/∂v = −(1 − z)/2s."""
+def _without_readout(means: F64, covs: F64 | None, calibration: Calibration, strings: tuple[ZString, ...]) -> Estimates:
+    """The values of ``strings``, which hold all their parts.
+
+    With u and v = ⟨Z⟩ read in 0 and in 1: z = (2r − u − v)/(u − v), ∂z/∂u = −(1 + z)/2s and ∂z/∂v = −(1 − z)/2s; for a product
+    S that holds z the 1 and the z in these slopes are the products without z and with it.
+    """
     calibration.check()
-    contrast = calibration.contrast
-    values: F64 = (means - calibration.means.mean(axis=0)) / contrast
+    contrast, bias = calibration.contrast, calibration.means.mean(axis=0)
+    place = {(): 0} | {string: 1 + k for k, string in enumerate(strings)}  # 0 is the product of nothing, 1
+    inverse = np.zeros((len(place), len(place)))
+    inverse[0, 0] = 1.0
+    for string in strings:
+        for part in _parts(string):
+            rest = [qubit for qubit in string if qubit not in part]
+            inverse[place[string], place[part]] = np.prod(-bias[rest]) / np.prod(contrast[list(string)])
+    values = np.pad(means, ((0, 0), (1, 0)), constant_values=1.0) @ inverse.T
     if covs is None or calibration.covs is None:
-        return values, None
+        return values[:, 1:], None
+    covs = inverse[1:, 1:] @ covs @ inverse[1:, 1:].T
     bounded = np.clip(values, -1.0, 1.0)
     for sign, cov in zip((1.0, -1.0), calibration.covs, strict=True):
-        share = (1 + sign * bounded) / 2
-        covs = covs + share[:, :, None] * cov * share[:, None, :]
-    return values, covs / np.multiply.outer(contrast, contrast)
+        slopes = np.zeros((len(means), len(strings), len(contrast)))
+        for string in strings:
+            for qubit in string:
+                without = place[tuple(other for other in string if other != qubit)]
+                slopes[:, place[string] - 1, qubit] = (bounded[:, without] + sign * bounded[:, place[string]]) / (2 * contrast[qubit])
+        covs = covs + slopes @ cov @ slopes.transpose(0, 2, 1)
+    return values[:, 1:], covs
+
+
+def _parts(string: ZString) -> Iterable[ZString]:
+    """All subsets, the empty one and itself too."""
+    return chain.from_iterable(combinations(string, size) for size in range(len(string) + 1))

@@ -18,11 +18,15 @@ _OWN_OPTIONS = frozenset({"shots", "seed", "scope", "max_jobs", "max_qpu_seconds
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be spent: jobs, QPU seconds; ``yes`` lets a paid backend run without a limit."""
+    """What may be spent: jobs, QPU seconds; ``yes`` lets a paid backend run without a limit.
+
+    ``scope`` names what the limits hold for where that is wider than the work at hand, for example all runs of a comparison.
+    """
 
     max_jobs: int | None = None
     max_qpu_seconds: float | None = None
     yes: bool = False
+    scope: str | None = None
 
 
 def check_limits(name: str, limits: Limits | None) -> None:
@@ -67,7 +71,7 @@ def open_backend(
         raise ConfigError(f"{', '.join(taken)} cannot be given as a backend option; use the option of that name")
     if backend_capabilities(name).paid:
         limits = limits or Limits()
-        extra |= {"max_jobs": limits.max_jobs, "max_qpu_seconds": limits.max_qpu_seconds, "yes": limits.yes, "scope": scope}
+        extra |= {"max_jobs": limits.max_jobs, "max_qpu_seconds": limits.max_qpu_seconds, "yes": limits.yes, "scope": limits.scope or scope}
         seed_needed = True
     if seed is None:
         return get_backend(name, shots=shots, **extra)

@@ -11,8 +11,8 @@ import numpy as np
 import pennylane as qml
 from numpy.typing import NDArray
 
-from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate, stream_seed
-from hqtl_common.circuit import operations
+from hqtl_common.backends.base import check_observables, check_seed, check_shots, check_table, estimate, stream_seed
+from hqtl_common.circuit import ZString, operations
 from hqtl_common.errors import BackendUnavailableError, CapabilityError, ConfigError, UnknownBackendError
 from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
@@ -20,7 +20,7 @@ from hqtl_common.specs import HeadSpec
 __all__ = ["PennyLaneBackend", "make_device", "queue_head"]
 
 _REMOTE = "qiskit.remote"
-_GATES: dict[str, Callable[..., Any]] = {"h": qml.Hadamard, "ry": qml.RY, "cx": qml.CNOT}
+_GATES: dict[str, Callable[..., Any]] = {"h": qml.Hadamard, "rx": qml.RX, "ry": qml.RY, "rz": qml.RZ, "cx": qml.CNOT}
 
 
 class PennyLaneBackend:
@@ -53,12 +53,21 @@ class PennyLaneBackend:
             raise CapabilityError(f"{name!r} has no exact values: its answers are estimates from samples; give shots")
         self.seed = check_seed(seed, self.shots) if _takes_seed(device) else None
 
-    def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
+    def run(
+        self,
+        spec: HeadSpec,
+        weights: NDArray[Any],
+        angles: NDArray[Any],
+        *,
+        stream: int = 0,
+        observables: tuple[ZString, ...] | None = None,
+    ) -> Evaluation:
         """See :meth:`hqtl_common.backends.base.Backend.run`."""
         started = time.perf_counter()
         weights64, angles64 = check_table(spec, weights, angles)
+        wanted = check_observables(spec, observables)
         try:
-            expvals, covs = self._evaluate(spec, weights64, angles64, stream)
+            expvals, covs = self._evaluate(spec, weights64, angles64, stream, wanted)
         except qml.exceptions.DeviceError as error:
             raise CapabilityError(f"{self.name} with shots={self.shots}: {error}") from error
         record = ExecutionRecord(
@@ -77,24 +86,24 @@ class PennyLaneBackend:
         """Nothing is held."""
 
     def _evaluate(
-        self, spec: HeadSpec, weights: NDArray[np.float64], angles: NDArray[np.float64], stream: int
+        self, spec: HeadSpec, weights: NDArray[np.float64], angles: NDArray[np.float64], stream: int, wanted: tuple[ZString, ...]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         if not len(angles):
-            empty = np.zeros((0, spec.num_qubits))
-            return empty, None if self.shots is None else np.zeros((0, spec.num_qubits, spec.num_qubits))
+            empty = np.zeros((0, len(wanted)))
+            return empty, None if self.shots is None else np.zeros((0, len(wanted), len(wanted)))
         seed = None if self.seed is None else stream_seed(self.seed, stream)
         device = make_device(self.device_name, spec.num_qubits, **({} if seed is None else {"seed": seed}), **self._options)
         wires = range(spec.num_qubits)
 
         def circuit() -> Any:
             queue_head(spec, weights, angles)
-            return [qml.expval(qml.Z(wire)) for wire in wires] if self.shots is None else qml.sample(wires=wires)
+            return [qml.expval(qml.prod(*map(qml.Z, string))) for string in wanted] if self.shots is None else qml.sample(wires=wires)
 
         node = qml.QNode(circuit, device, interface="numpy", diff_method=None)
         if self.shots is None:
             return np.stack([np.broadcast_to(np.asarray(z, dtype=np.float64), len(angles)) for z in node()], axis=-1), None
         bits = np.asarray(qml.set_shots(node, shots=self.shots)(), dtype=np.int64).reshape(len(angles), self.shots, spec.num_qubits)
-        return estimate(_count(bits), spec.num_qubits)
+        return estimate(_count(bits), spec.num_qubits, wanted)
 
 
 def make_device(device_name: str, num_qubits: int, **options: Any) -> Any:

@@ -11,9 +11,9 @@ from typing import Any
 from hqtl_common.backends.base import Backend, Capabilities, DiffMethod
 from hqtl_common.errors import BackendUnavailableError, ConfigError, UnknownBackendError
 
-__all__ = ["FAMILIES", "Family", "backend_capabilities", "backend_names", "family_of", "get_backend", "is_installed"]
+__all__ = ["FAMILIES", "Family", "backend_capabilities", "backend_names", "family_of", "get_backend", "import_backend", "is_installed"]
 
-_SHIFTS: tuple[DiffMethod, ...] = ("parameter-shift", "finite-diff", "finite-diff-forward", "spsa")
+_SHIFTS: tuple[DiffMethod, ...] = ("commuting", "parameter-shift", "lean-shift", "finite-diff", "finite-diff-forward", "spsa")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +168,23 @@ def is_installed(name: str) -> bool:
     return package is None or find_spec(package) is not None
 
 
+def import_backend(name: str) -> type[Any]:
+    """The class of a backend; imports the packages behind it, and makes nothing.
+
+    Raises:
+        UnknownBackendError: No backend has this name.
+        BackendUnavailableError: The package behind the backend is not installed.
+    """
+    module, _, attribute = family_of(name).target.partition(":")
+    try:
+        found: type[Any] = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"backend {name!r} needs a package that is not installed ({error.name}); install it with: pip install 'hqtl[quantum]'"
+        ) from error
+    return found
+
+
 def get_backend(name: str, **options: Any) -> Backend:
     """Make a backend.
 
@@ -181,14 +198,7 @@ def get_backend(name: str, **options: Any) -> Backend:
         CapabilityError: The backend cannot do what the options ask.
         BackendUnavailableError: The package behind the backend is not installed.
     """
-    family = family_of(name)
-    module, _, attribute = family.target.partition(":")
-    try:
-        backend_class = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"backend {name!r} needs a package that is not installed ({error.name}); install it with: pip install 'hqtl[quantum]'"
-        ) from error
+    backend_class = import_backend(name)
     unknown = sorted(set(options) - backend_class.OPTIONS)
     if unknown:
         raise ConfigError(f"backend {name!r} has no option {', '.join(unknown)}; it knows {', '.join(sorted(backend_class.OPTIONS))}")

@@ -15,10 +15,10 @@ from qiskit import QuantumCircuit
 from qiskit.primitives import BitArray
 from qiskit_aer.primitives import SamplerV2
 
-from hqtl_common.backends.base import check_seed, check_shots, check_table, estimate, stream_seed
+from hqtl_common.backends.base import check_observables, check_seed, check_shots, check_table, estimate, stream_seed
 from hqtl_common.backends.mitigation import Calibration, mitigated, mitigation_of
 from hqtl_common.backends.mitigation_circuits import calibration_circuit, calibration_parameters
-from hqtl_common.circuit import qiskit_circuit
+from hqtl_common.circuit import ZString, qiskit_circuit
 from hqtl_common.errors import CapabilityError
 from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
@@ -66,16 +66,26 @@ class AerBackend:
         self._mitigation = mitigation_of(self.shots, mitigation, calibration_shots)
         self._lock = threading.Lock()  # Aer's simulator object is shared and not thread-safe
 
-    def run(self, spec: HeadSpec, weights: NDArray[Any], angles: NDArray[Any], *, stream: int = 0) -> Evaluation:
+    def run(
+        self,
+        spec: HeadSpec,
+        weights: NDArray[Any],
+        angles: NDArray[Any],
+        *,
+        stream: int = 0,
+        observables: tuple[ZString, ...] | None = None,
+    ) -> Evaluation:
         """See :meth:`hqtl_common.backends.base.Backend.run`."""
         started = time.perf_counter()
         weights64, angles64 = check_table(spec, weights, angles)
+        wanted = check_observables(spec, observables)
         circuit = _measured_circuit(spec)
         seed = stream_seed(self.seed, stream)
         with self._lock:
             counts = sample_counts(circuit, bindings(spec, weights64, angles64), self.shots, seed, device=self._device)
             calibration = self._calibration(spec.num_qubits, seed)
-        expvals, covs = mitigated([estimate(counts, spec.num_qubits)], self._mitigation, calibration)
+        estimates = [estimate(counts, spec.num_qubits, self._mitigation.reads(wanted))]
+        expvals, covs = mitigated(estimates, self._mitigation, calibration, wanted)
         found = self._mitigation.report(len(angles64), self.shots, calibration)
         record = ExecutionRecord(
             backend_requested=self.name,
@@ -104,7 +114,7 @@ class AerBackend:
 
 @lru_cache(maxsize=64)
 def _measured_circuit(spec: HeadSpec) -> QuantumCircuit:
-    return qiskit_circuit(spec, measure=True)  # H, RY and CX are native to Aer: nothing to transpile
+    return qiskit_circuit(spec, measure=True)  # all gates of a head are native to Aer: nothing to transpile
 
 
 def sample_counts(
@@ -135,7 +145,7 @@ def sample_counts(
 
 
 def bindings(spec: HeadSpec, weights: NDArray[np.float64], angles: NDArray[np.float64]) -> dict[Any, NDArray[np.float64]]:
-    """Parameter values of R rows by name, as a PUB takes them: (R, L·n) and (R, n); never by position."""
+    """Parameter values of R rows by name, as a PUB takes them: (R, L·n) and (R, E); never by position."""
     per_row = np.broadcast_to(weights, (len(angles), *spec.weights_shape)).reshape(len(angles), spec.num_weights)
     return {
         tuple(f"angles[{k}]" for k in range(spec.num_angles)): angles,

@@ -137,9 +137,9 @@ def test_our_draw_and_aers_shots_have_the_same_distribution(method: str, monkeyp
     """Both against the exact noisy probabilities, outcome by outcome (chi-square), and ⟨Z⟩ by ⟨Z⟩."""
     spec, counts = HeadSpec(), []
 
-    def kept(drawn: np.ndarray, num_qubits: int) -> tuple[np.ndarray, np.ndarray]:
+    def kept(drawn: np.ndarray, num_qubits: int, strings: tuple) -> tuple[np.ndarray, np.ndarray]:
         counts.append(drawn.sum(axis=0))
-        return estimate(drawn, num_qubits)
+        return estimate(drawn, num_qubits, strings)
 
     monkeypatch.setattr(fake, "estimate", kept)
     weights, angles = table(spec, 1, seed=3)
