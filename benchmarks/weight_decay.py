@@ -1,27 +1,25 @@
-"""Which weight decay by default: mean test accuracy over grouped splits, beside logistic regression on the same features.
+"""Which weight decay by default: mean test accuracy over grouped splits, beside the twins and logistic regression on the same features.
 
 ``python benchmarks/weight_decay.py DATA [DATA …]`` with folders as ``hqtl-train fit`` takes them; features are cached.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
 from training.config import FitConfig
 from training.features import default_cache_folder
-from training.fit import fit, open_run
+from training.series import fit_series, open_series
 
 
-def accuracies(config: FitConfig) -> tuple[float, float]:
-    """Test accuracy of the hybrid model and of logistic regression."""
+def summary_of(config: FitConfig, seeds: int) -> dict[str, Any]:
+    """What is said about all seeds; each has its own split."""
     with tempfile.TemporaryDirectory() as folder:
-        run, config = open_run(Path(folder) / "run", config, resume=False)
-        result = fit(config, run, default_cache_folder())
-    return result["test"]["accuracy"], result["logistic_regression"]["accuracy"]
+        return fit_series(open_series(Path(folder) / "series", config, range(seeds), None, resume=False), default_cache_folder())
 
 
 @click.command()
@@ -33,13 +31,14 @@ def main(data: tuple[Path, ...], seeds: int, epochs: int, decays: tuple[float, .
     """Train with each weight decay on each folder and seed."""
     for folder in data:
         for decay in decays:
-            pairs = [
-                accuracies(FitConfig(data=folder, group_by="source", seed=seed, epochs=epochs, weight_decay=decay)) for seed in range(seeds)
-            ]
-            ours, reference = (statistics.mean(column) for column in zip(*pairs, strict=True))
-            click.echo(
-                f"{folder.name}: weight decay {decay:g}: test accuracy {ours:.4f} (logistic regression {reference:.4f}), {seeds} seeds"
-            )
+            summary = summary_of(FitConfig(data=folder, group_by="source", epochs=epochs, weight_decay=decay), seeds)
+            accuracies = {
+                **{f"{name} twin": figures["test"]["accuracy"]["mean"] for name, figures in summary["twins"].items()},
+                "logistic regression": summary["logistic_regression"]["accuracy"]["mean"],
+            }
+            others = ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in accuracies.items())
+            ours = summary["test"]["accuracy"]["mean"]
+            click.echo(f"{folder.name}: weight decay {decay:g}: test accuracy {ours:.4f} ({others}), {seeds} seeds")
 
 
 if __name__ == "__main__":

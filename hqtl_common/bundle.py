@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hqtl_common.circuit import openqasm3
 from hqtl_common.errors import BundleFormatError, BundleIntegrityError, ConfigError, ShapeError
-from hqtl_common.manifest import ALLOWED_FILES, MANIFEST, REQUIRED_FILES, FileEntry, Manifest
+from hqtl_common.manifest import ALLOWED_FILES, FAMILIARITY, MANIFEST, REQUIRED_FILES, FileEntry, Manifest
 from hqtl_common.specs import HeadSpec, PreprocessSpec
 
 __all__ = ["ModelBundle"]
@@ -152,6 +152,8 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
     for problem, names in problems.items():
         if names:
             raise BundleFormatError(f"bundle {str(folder)!r}: {problem}: {', '.join(sorted(names))}; export it again")
+    if (FAMILIARITY in listed) != (manifest.familiarity is not None):
+        raise BundleFormatError(f"bundle {str(folder)!r}: {FAMILIARITY} and its description in the manifest come together or not at all")
 
 
 def _read_regular(folder: Path, name: str) -> bytes:

@@ -13,18 +13,21 @@ from numpy.typing import NDArray
 
 from hqtl_common.adaptive import DecisionRule, ShotPlan, evaluate_adaptively
 from hqtl_common.backends.base import Backend
-from hqtl_common.backends.registry import get_backend
+from hqtl_common.backends.registry import backend_capabilities, get_backend
 from hqtl_common.bundle import ModelBundle
-from hqtl_common.errors import BundleFormatError, ConfigError, ShapeError
+from hqtl_common.calibration import Applied
+from hqtl_common.errors import BundleFormatError, ConfigError, ShapeError, UnknownBackendError
+from hqtl_common.manifest import FAMILIARITY, Manifest
 from hqtl_common.preprocess import preprocess_batch
 from hqtl_common.records import Evaluation, InferenceBatch, Prediction
 from hqtl_common.stages import Stage
 
-__all__ = ["HybridClassifier", "decide", "softmax"]
+__all__ = ["HybridClassifier", "applied_calibration", "decide", "is_noise_free", "softmax"]
 
 Source = bytes | str | os.PathLike[str]
 F64 = NDArray[np.float64]
 
+_MAY_BE_NOISY = frozenset({"pennylane:qiskit.remote"})  # by its option fake_backend
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
@@ -36,7 +39,7 @@ class HybridClassifier:
         backend: Where the head runs (default: ``statevector``, exact). It is not closed by this object.
         threads: Threads of the backbone (default: all cores).
         providers: ONNX Runtime's execution providers of the backbone.
-        threshold: Probability from which the positive label is given (default: the bundle's); two classes only.
+        threshold: Probability from which the positive label is given (default: the bundle's for the backend); two classes only.
 
     Raises:
         BundleError: The bundle was changed since it was loaded, or ONNX Runtime cannot load it.
@@ -58,10 +61,11 @@ class HybridClassifier:
         self._backbone = Stage(bundle.read("backbone.onnx"), "backbone.onnx", threads=threads, providers=providers)
         self._pre_net = Stage(bundle.read("pre_net.onnx"), "pre_net.onnx", threads=1)
         self._post_net = Stage(bundle.read("post_net.onnx"), "post_net.onnx", threads=1)
-        head, features, edge = bundle.head, bundle.manifest.backbone.feature_width, bundle.preprocess.size
-        _check_stage(self._backbone, (3, edge, edge), features)
+        head, features, pixels = bundle.head, bundle.manifest.backbone.feature_width, bundle.preprocess.pixels_shape
+        _check_stage(self._backbone, pixels, features)
         _check_stage(self._pre_net, (features,), head.num_angles)
         _check_stage(self._post_net, (head.num_qubits,), len(bundle.labels))
+        self._familiarity = _familiarity_stage(bundle)
         self._post_bias = np.asarray(self._post_net(np.zeros((1, head.num_qubits)))[0], dtype=np.float64)  # (C,)
         self._post_weight = self._post_net(np.eye(head.num_qubits)) - self._post_bias  # (n, C): it is linear
 
@@ -73,7 +77,7 @@ class HybridClassifier:
 
     def close(self) -> None:
         """Free the ONNX Runtime sessions; calling it again does nothing."""
-        for name in ("_backbone", "_pre_net", "_post_net"):
+        for name in ("_backbone", "_pre_net", "_post_net", "_familiarity"):
             self.__dict__.pop(name, None)
 
     def preprocess(self, sources: Sequence[Source]) -> InferenceBatch:
@@ -85,13 +89,14 @@ class HybridClassifier:
         return InferenceBatch(pixels=preprocess_batch(sources, self.bundle.preprocess))
 
     def featurize(self, batch: InferenceBatch) -> InferenceBatch:
-        """Fill ``features`` and ``angles`` from ``pixels`` (or ``angles`` from ``features`` that are given)."""
+        """Fill ``features``, ``familiarity`` and ``angles`` from ``pixels`` (or the last two from ``features`` that are given)."""
         features = batch.features
         if features is None:
             if batch.pixels is None:
                 raise ShapeError("a batch needs pixels or features; call preprocess first")
             features = self._backbone(batch.pixels)
-        return dataclasses.replace(batch, features=features, angles=self._pre_net(features))
+        familiarity = None if self._familiarity is None else self._familiarity(features)
+        return dataclasses.replace(batch, features=features, familiarity=familiarity, angles=self._pre_net(features))
 
     def run(
         self,
@@ -118,39 +123,49 @@ class HybridClassifier:
             CapabilityError: ``max_shots`` with a backend that gives exact values.
             BackendError: The head could not be run.
         """
-        threshold = self.threshold if threshold is None else _check_threshold(self.bundle, threshold)
+        backend = backend or self.backend
+        applied = self._applied(backend, threshold)
         if batch.angles is None:
             batch = self.featurize(batch)
         assert batch.angles is not None
-        backend = backend or self.backend
-        answer, shots_used = self._evaluate(backend, batch.angles, stream, threshold, max_shots)
+        positive = self.bundle.labels.index(self.bundle.manifest.positive_label)
+        answer, shots_used = self._evaluate(backend, batch.angles, stream, applied, positive, max_shots)
         logits = np.asarray(self._post_net(answer.expvals), dtype=np.float64)
-        temperature = self.bundle.manifest.temperature_for(backend.name)
-        probabilities = softmax(logits / temperature)
-        covs = answer.expval_covs
+        probabilities = softmax(logits / applied.temperature)
+        covs, info = answer.expval_covs, self.bundle.manifest.familiarity
         return dataclasses.replace(
             batch,
             expvals=answer.expvals,
             expval_covs=covs,
             logits=logits,
             probabilities=probabilities,
-            intervals=None if covs is None else _intervals(probabilities, covs, self._post_weight / temperature),
-            label_indices=decide(probabilities, self.bundle.labels.index(self.bundle.manifest.positive_label), threshold),
+            intervals=None if covs is None else _intervals(probabilities, covs, self._post_weight / applied.temperature),
+            label_indices=decide(probabilities, positive, applied.threshold),
             labels=self.bundle.labels,
             execution=answer.record,
             shots_used=shots_used,
+            familiarity_level=None if info is None else info.level,
+            temperature=applied.temperature,
+            threshold=applied.threshold,
+            boundaries=_boundaries(applied.threshold, positive),
+            calibration=applied.name,
         )
 
+    def _applied(self, backend: Backend, threshold: float | None) -> Applied:
+        """What is applied to the logits of a backend's answers; a threshold that was given goes before the bundle's."""
+        found = applied_calibration(self.bundle.manifest, backend.name, backend.shots)
+        given = self.threshold if threshold is None else _check_threshold(self.bundle, threshold)
+        return found if given is None else dataclasses.replace(found, threshold=given)
+
     def _evaluate(
-        self, backend: Backend, angles: NDArray[np.float32], stream: int, threshold: float | None, max_shots: int | None
+        self, backend: Backend, angles: NDArray[np.float32], stream: int, applied: Applied, positive: int, max_shots: int | None
     ) -> tuple[Evaluation, NDArray[np.int64] | None]:
-        head, weights, manifest = self.bundle.head, self.bundle.weights, self.bundle.manifest
+        head, weights = self.bundle.head, self.bundle.weights
         if max_shots is None:
             return backend.run(head, weights, angles, stream=stream), None
-        plan = ShotPlan.of(backend, max_shots)
-        temperature, positive = manifest.temperature_for(backend.name), self.bundle.labels.index(manifest.positive_label)
-        rule = DecisionRule.of(self._post_weight / temperature, self._post_bias / temperature, positive, threshold)
-        found = evaluate_adaptively(backend, head, weights, angles, rule, plan, stream=stream)
+        weight, bias = self._post_weight / applied.temperature, self._post_bias / applied.temperature
+        rule = DecisionRule.of(weight, bias, positive, applied.threshold)
+        found = evaluate_adaptively(backend, head, weights, angles, rule, ShotPlan.of(backend, max_shots), stream=stream)
         return found.answer, found.shots_used
 
     def predict(self, source: Source) -> Prediction:
@@ -165,6 +180,25 @@ class HybridClassifier:
     def predict_many(self, sources: Sequence[Source]) -> list[Prediction]:
         """Classify several images in one execution; see :meth:`predict`."""
         return self.run(self.preprocess(sources)).predictions()
+
+
+def applied_calibration(manifest: Manifest, backend: str, shots: int | None) -> Applied:
+    """Temperature and threshold that a bundle gives to the answers of a backend.
+
+    Args:
+        manifest: Of the bundle.
+        backend: Name of the backend.
+        shots: Its repetitions, None = exact.
+    """
+    return manifest.applied_to(backend, shots, noise_free=is_noise_free(backend))
+
+
+def is_noise_free(backend: str) -> bool:
+    """True for a backend whose answers have no noise but that of sampling: the exact simulator's calibration holds for it."""
+    try:
+        return backend_capabilities(backend).noise is None and backend not in _MAY_BE_NOISY
+    except UnknownBackendError:  # of the caller's own making
+        return False
 
 
 def softmax(logits: F64) -> F64:
@@ -193,15 +227,30 @@ def _check_stage(stage: Stage, inputs: tuple[int, ...], width: int) -> None:
         )
 
 
-def _check_threshold(bundle: ModelBundle, threshold: float | None) -> float | None:
-    if len(bundle.labels) != 2:
-        if threshold is not None:
-            raise ConfigError(f"a threshold needs two classes; the bundle has {len(bundle.labels)}: leave it out")
+def _familiarity_stage(bundle: ModelBundle) -> Stage | None:
+    if bundle.manifest.familiarity is None:
         return None
-    value = bundle.manifest.threshold if threshold is None else threshold
-    if not 0 < value < 1:
-        raise ConfigError(f"threshold must lie between 0 and 1; got {value}")
-    return value
+    stage, width = Stage(bundle.read(FAMILIARITY), FAMILIARITY, threads=1), bundle.manifest.backbone.feature_width
+    if stage.input_shape != (width,) or stage.output_shape != () or not np.isfinite(stage(np.ones((1, width)))).all():
+        raise BundleFormatError(f"{FAMILIARITY} does not map features ({width},) to one finite number: export the bundle again")
+    return stage
+
+
+def _check_threshold(bundle: ModelBundle, threshold: float | None) -> float | None:
+    if threshold is None:
+        return None
+    if len(bundle.labels) != 2:
+        raise ConfigError(f"a threshold needs two classes; the bundle has {len(bundle.labels)}: leave it out")
+    if not 0 < threshold < 1:
+        raise ConfigError(f"threshold must lie between 0 and 1; got {threshold}")
+    return threshold
+
+
+def _boundaries(threshold: float | None, positive: int) -> tuple[float, ...]:
+    """The probability from which each of two labels is given."""
+    if threshold is None:
+        return ()
+    return tuple(threshold if index == positive else 1 - threshold for index in range(2))
 
 
 def _intervals(probabilities: F64, covs: F64, weight: F64) -> F64:

@@ -190,6 +190,11 @@ class Ledger:
                 (json.dumps({"error": reason}), time.time(), key),
             )
 
+    def forget(self, scope: str) -> None:
+        """Remove the rows of a scope; asking the same again would pay again."""
+        with self._connect() as connection:
+            connection.execute("DELETE FROM executions WHERE scope = ?", (scope,))
+
     def usage(self, scope: str) -> Usage:
         """What the rows of a scope have spent or promised, failed ones included."""
         with self._connect() as connection:

@@ -8,15 +8,28 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from hqtl_common.calibration import Applied, Calibration, choose_calibration
 from hqtl_common.errors import BundleFormatError, BundleIntegrityError, BundleVersionError
 from hqtl_common.specs import HeadSpec, PreprocessSpec
 
-__all__ = ["ALLOWED_FILES", "MANIFEST", "REQUIRED_FILES", "SCHEMA", "BackboneInfo", "FileEntry", "Manifest", "SplitInfo"]
+__all__ = [
+    "ALLOWED_FILES",
+    "FAMILIARITY",
+    "MANIFEST",
+    "REQUIRED_FILES",
+    "SCHEMA",
+    "BackboneInfo",
+    "FamiliarityInfo",
+    "FileEntry",
+    "Manifest",
+    "SplitInfo",
+]
 
 SCHEMA = "hqtl-bundle/1"
 MANIFEST = "manifest.json"
 REQUIRED_FILES = frozenset({"backbone.onnx", "pre_net.onnx", "post_net.onnx", "head.json", "head.qasm", "MODEL_CARD.md"})
-ALLOWED_FILES = REQUIRED_FILES | {"model.onnx"}
+FAMILIARITY = "familiarity.onnx"
+ALLOWED_FILES = REQUIRED_FILES | {"model.onnx", FAMILIARITY}
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -35,7 +48,8 @@ class FileEntry(_Strict):
 class BackboneInfo(_Strict):
     """Which network gives the features.
 
-    ``weights`` is ``imagenet``, ``none`` (random, from the run's seed) or ``custom``; ``weights_sha256`` is taken over the values.
+    ``weights`` is ``imagenet``, ``kinetics``, ``none`` (random, from the run's seed), ``custom`` or ``tuned`` (on the run's images);
+    ``weights_sha256`` is taken over the values.
     """
 
     name: str
@@ -54,6 +68,26 @@ class SplitInfo(_Strict):
     counts: dict[str, dict[str, int]]
 
 
+class FamiliarityInfo(_Strict):
+    """What ``familiarity.onnx`` computes: features (B, F) → familiarity (B,), the share of held-out images that are as far off.
+
+    Args:
+        method: How the distance to the training images is measured.
+        level: An image is called unfamiliar up to this familiarity.
+        num_reference: Training images that distances are measured to.
+        rank: Dimensions in which they are measured.
+        num_held_out: Images of the validation split whose distances an image is compared with.
+        flagged: Share of unfamiliar images per split.
+    """
+
+    method: str
+    level: Annotated[float, Field(gt=0, lt=1)]
+    num_reference: Annotated[int, Field(ge=1)]
+    rank: Annotated[int, Field(ge=1)]
+    num_held_out: Annotated[int, Field(ge=1)]
+    flagged: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+
+
 class Manifest(_Strict):
     """Everything a bundle says about itself; see the docstrings of the parts.
 
@@ -62,8 +96,10 @@ class Manifest(_Strict):
         created: UTC time from SOURCE_DATE_EPOCH, or None, so that the same training gives the same bytes.
         labels: Class names in the order of the logits.
         positive_label: The class that precision, recall and ``threshold`` speak of.
-        threshold: With two classes: the positive label is given from this probability on.
-        temperature: Divisor of the logits per backend name; ``default`` for all others.
+        threshold: With two classes: the positive label is given from this probability on, where ``calibration`` says nothing.
+        temperature: Divisor of the logits per backend name, where ``calibration`` says nothing; ``default`` for all others.
+        calibration: Temperature and threshold per backend and number of shots; empty in bundles that were not calibrated.
+        familiarity: What ``familiarity.onnx`` computes; None in bundles without it.
         metrics: Per split, figures measured at training time.
         training: Data hash, versions, backend, diff_method and every option of the run.
         onnx: Opset and exporter.
@@ -80,6 +116,8 @@ class Manifest(_Strict):
     backbone: BackboneInfo
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     temperature: dict[str, Annotated[float, Field(gt=0)]] = {"default": 1.0}
+    calibration: tuple[Calibration, ...] = ()
+    familiarity: FamiliarityInfo | None = None
     metrics: dict[str, dict[str, Any]] = {}
     split: SplitInfo
     training: dict[str, Any] = {}
@@ -112,6 +150,13 @@ class Manifest(_Strict):
         PreprocessSpec.from_dict(preprocess)
         return preprocess
 
+    @field_validator("calibration")
+    @classmethod
+    def _one_entry_each(cls, entries: tuple[Calibration, ...]) -> tuple[Calibration, ...]:
+        if len({entry.label for entry in entries}) != len(entries):
+            raise ValueError(f"calibration needs one entry per backend and shots; got {[entry.label for entry in entries]}")
+        return entries
+
     @model_validator(mode="after")
     def _labels_hold_the_positive_one(self) -> Self:
         if self.positive_label not in self.labels:
@@ -128,9 +173,19 @@ class Manifest(_Strict):
         """The preprocessing."""
         return PreprocessSpec.from_dict(self.preprocess)
 
-    def temperature_for(self, backend: str) -> float:
-        """Divisor of the logits for answers of ``backend``."""
-        return self.temperature.get(backend, self.temperature["default"])
+    def applied_to(self, backend: str, shots: int | None, *, noise_free: bool) -> Applied:
+        """Temperature and threshold for answers of a backend; see :func:`hqtl_common.calibration.choose_calibration`.
+
+        Args:
+            backend: Its name.
+            shots: Its repetitions, None = exact.
+            noise_free: It has no noise but that of sampling.
+        """
+        found, name = choose_calibration(self.calibration, backend, shots, noise_free=noise_free)
+        binary = len(self.labels) == 2
+        if found is not None:
+            return Applied(found.temperature, (found.threshold or self.threshold) if binary else None, name)
+        return Applied(self.temperature.get(backend, self.temperature["default"]), self.threshold if binary else None, name)
 
     def to_bytes(self) -> bytes:
         """The canonical file: sorted keys, and a hash of the rest in ``manifest_sha256``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("features")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_test_writes_to_the_users_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HQTL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def train(photographs: Path, feature_cache: Path) -> Callable[..., dict[str, Any]]:
     """``train(run_folder, resume=False, **options)``: a training of a second or so with random weights; its result."""
@@ -71,8 +78,8 @@ def finished_run(train: Callable[..., dict[str, Any]], tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
-def exported_bundle(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_bundle(finished_run: Path, feature_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``finished_run`` as a bundle with the fused model; read-only."""
     from training.export import export_run
 
-    return export_run(finished_run, tmp_path_factory.mktemp("exported") / "bundle", fused=True).path
+    return export_run(finished_run, tmp_path_factory.mktemp("exported") / "bundle", fused=True, cache_folder=feature_cache).path

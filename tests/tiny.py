@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from hqtl_common import HeadSpec, ModelBundle, PreprocessSpec
+from hqtl_common.calibration import Calibration, Reliability
 from hqtl_common.manifest import BackboneInfo, Manifest, SplitInfo
+
+if TYPE_CHECKING:
+    from training.familiarity import Reference
 
 FEATURES = 48  # a 4 × 4 grid of mean intensities in three channels
 
@@ -26,8 +31,15 @@ def onnx_bytes(nodes: list, initializers: dict[str, np.ndarray], in_shape: list,
     return model.SerializeToString(deterministic=True)
 
 
-def tiny_bundle(path: Path, seed: int = 0, spec: HeadSpec | None = None, labels: tuple[str, ...] = ("crack", "no_crack")) -> ModelBundle:
-    """Write a bundle with random weights; answers differ between images."""
+def tiny_bundle(
+    path: Path,
+    seed: int = 0,
+    spec: HeadSpec | None = None,
+    labels: tuple[str, ...] = ("crack", "no_crack"),
+    reference: Reference | None = None,
+    **fields: Any,
+) -> ModelBundle:
+    """Write a bundle with random weights; answers differ between images. ``fields`` are those of the manifest."""
     spec = spec or HeadSpec()
     rng = np.random.default_rng(seed)
     pool = helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[56, 56], strides=[56, 56])
@@ -54,6 +66,17 @@ def tiny_bundle(path: Path, seed: int = 0, spec: HeadSpec | None = None, labels:
         head=spec.to_dict(),
         backbone=BackboneInfo(name="grid4x4", weights="none", weights_sha256="0" * 64, feature_width=FEATURES),
         split=SplitInfo(recipe="70/15/15", seed=0, group_by="none", sha256="0" * 64, counts={}),
+        familiarity=None if reference is None else reference.info,
+        **fields,
     )
     files = {"backbone.onnx": backbone, "pre_net.onnx": pre_net, "post_net.onnx": post_net, "MODEL_CARD.md": b"# A toy\n"}
+    if reference is not None:
+        files["familiarity.onnx"] = reference.model
     return ModelBundle.save(path, manifest, rng.uniform(-np.pi, np.pi, size=spec.weights_shape), files)
+
+
+def calibration(backend: str = "statevector", shots: int | None = None, **fields: Any) -> Calibration:
+    """An entry of a manifest; what is not given is of no interest."""
+    figures = Reliability(nll=0.5, brier=0.2, ece=0.1, ece_low=0.05, ece_high=0.2, ece_chance=0.04)
+    given = {"temperature": 2.0, "threshold": 0.5, "rule": "even odds", "subset": "val", "num_images": 50, **fields}
+    return Calibration(backend=backend, shots=shots, before=figures, after=figures, **given)

@@ -1,4 +1,4 @@
-"""The frozen feature extractors: a torchvision classifier without its last layer."""
+"""The frozen feature extractors: a torchvision classifier without its last layer, and where its weights come from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import socket
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,42 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torchvision import models
 
 from hqtl_common.errors import ConfigError, InputError
+from hqtl_common.specs import PreprocessSpec
+from training.architectures import build_network, cut_last_layer, default_spec, feature_width, last_layer, published_weights, weights_file
 
-__all__ = ["BACKBONES", "Backbone", "load_backbone", "state_digest"]
+__all__ = ["Backbone", "load_backbone", "state_digest"]
 
 _DOWNLOAD_TIMEOUT_S = 30.0
 
 
-def _strip_resnet(network: Any) -> None:
-    network.fc = nn.Identity()
-
-
-def _strip_vgg(network: Any) -> None:
-    network.classifier = network.classifier[:-1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Architecture:
-    feature_width: int
-    strip: Callable[[Any], None]
-
-
-BACKBONES: dict[str, _Architecture] = {
-    "resnet18": _Architecture(512, _strip_resnet),
-    "vgg16": _Architecture(4096, _strip_vgg),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A frozen network in eval mode: pixels (B, 3, 224, 224) float32 → features (B, feature_width) float32.
+    """A frozen network in eval mode: pixels (B, 3, S, S) or (B, 3, D, S, S) float32 → features (B, feature_width) float32.
 
     Args:
-        name: torchvision's name.
-        weights: ``imagenet``, ``none`` or ``custom``.
+        name: torchvision's name, perhaps with ``:pooled``; see :mod:`training.architectures`.
+        weights: ``imagenet``, ``kinetics`` (published weights of a video network), ``none``, ``custom``, or ``tuned``: trained
+            further on a run's own images.
         digest: SHA-256 over names and values of all parameters and buffers.
         feature_width: F.
         network: The module; no parameter needs a gradient.
@@ -62,31 +43,32 @@ class Backbone:
     network: nn.Module
 
 
-def load_backbone(name: str, weights: str = "imagenet", seed: int = 0) -> Backbone:
+def load_backbone(name: str, weights: str = "imagenet", seed: int = 0, spec: PreprocessSpec | None = None) -> Backbone:
     """A backbone by name.
 
     Args:
-        name: A key of ``BACKBONES``.
-        weights: ``imagenet`` (torchvision's loader: TORCH_HOME, else a download), ``none`` (random), or the path of a
-            state dict of the torchvision model (``.pth`` or ``.safetensors``; the last layer may be absent).
+        name: See :func:`training.architectures.known_backbones`.
+        weights: ``imagenet`` (the published ones by torchvision's loader: TORCH_HOME, else a download; Kinetics-400 for a video
+            network), ``none`` (random), or the path of a state dict of the torchvision model (``.pth`` or ``.safetensors``;
+            the last layer may be absent).
         seed: Seed of random weights.
+        spec: The preprocessing (default: the network's own).
 
     Raises:
         ConfigError: An unknown name, or weights that cannot be had or do not fit; the message lists the ways out.
         InputError: The file given holds no weights.
     """
-    if name not in BACKBONES:
-        raise ConfigError(f"unknown backbone {name!r}; known are {', '.join(BACKBONES)}")
+    spec = spec or default_spec(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: nn.Module = models.get_model(name, weights=None)
+        network = build_network(name, spec)
     if weights != "none":
-        state = _imagenet_state(name) if weights == "imagenet" else _custom_state(Path(weights))
-        _load_state(network, state, name, weights)
-    BACKBONES[name].strip(network)
-    network.eval().requires_grad_(False)
-    kind = weights if weights in ("imagenet", "none") else "custom"
-    return Backbone(name, kind, state_digest(network), BACKBONES[name].feature_width, network)
+        state = _published_state(name) if weights == "imagenet" else _custom_state(Path(weights))
+        _load_state(network, state, name, weights, last_layer(network, spec))
+    cut_last_layer(network, name, spec).requires_grad_(False)
+    published = "imagenet" if spec.depth is None else "kinetics"
+    kind = {"imagenet": published, "none": "none"}.get(weights, "custom")
+    return Backbone(name, kind, state_digest(network), feature_width(network, spec), network)
 
 
 def state_digest(network: nn.Module) -> str:
@@ -97,9 +79,8 @@ def state_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _imagenet_state(name: str) -> dict[str, Any]:
-    weights = models.get_model_weights(name).DEFAULT
-    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+def _published_state(name: str) -> dict[str, Any]:
+    weights, path = published_weights(name), weights_file(name)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)  # torch.hub's download has no timeout of its own
     try:
@@ -112,7 +93,7 @@ def _imagenet_state(name: str) -> dict[str, Any]:
             problem = f"{path.name} is not in {path.parent} and the download failed ({_brief(error)})"
             way_out = f"Put {path.name} there, or set TORCH_HOME to the folder whose hub/checkpoints holds it"
         raise ConfigError(
-            f"the ImageNet weights of {name} cannot be had: {problem}. {way_out}, or give a state dict with --weights PATH, "
+            f"the published weights of {name} cannot be had: {problem}. {way_out}, or give a state dict with --weights PATH, "
             "or use random weights with --weights none"
         ) from error
     finally:
@@ -146,15 +127,14 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if len(text) < 120 else type(error).__name__
 
 
-def _load_state(network: nn.Module, state: dict[str, Any], name: str, weights: str) -> None:
-    last = list(network.state_dict())[-2:]  # weight and bias of the last layer, which is cut off
-    body = {key: value for key, value in state.items() if key not in last}
+def _load_state(network: nn.Module, state: dict[str, Any], name: str, weights: str, last: str) -> None:
+    spare = (f"{last}.", "aux1.", "aux2.", "AuxLogits.")  # the last layer is cut off; side outputs served the first training only
+    body = {key: value for key, value in state.items() if not key.startswith(spare)}
     try:
         missing, unexpected = network.load_state_dict(body, strict=False)
     except RuntimeError as error:
         raise ConfigError(f"the weights {weights!r} do not fit {name}: {' '.join(str(error).split())}") from error
-    absent = sorted(set(missing) - set(last))
-    absent = [key for key in absent if not key.endswith("num_batches_tracked")]
+    absent = sorted(key for key in missing if not key.startswith(spare) and not key.endswith("num_batches_tracked"))
     if absent or unexpected:
         raise ConfigError(f"the weights {weights!r} do not fit {name}: missing {absent[:5]}, unexpected {list(unexpected)[:5]}")
     undefined = [key for key, value in network.state_dict().items() if not value.isfinite().all()]

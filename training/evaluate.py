@@ -10,87 +10,70 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from hqtl_common.adaptive import DecisionRule, ShotPlan, evaluate_adaptively
-from hqtl_common.backends.base import Backend
 from hqtl_common.backends.opening import Limits, check_limits, open_backend
-from hqtl_common.bundle import ModelBundle
-from hqtl_common.classifier import HybridClassifier, softmax
+from hqtl_common.classifier import decide, softmax
 from hqtl_common.errors import ConfigError, InputError
-from hqtl_common.records import ExecutionRecord, InferenceBatch
-from training.backbones import Backbone, load_backbone
-from training.config import FitConfig
-from training.console import progress_bar, say, warn
+from training.console import say, warn
 from training.data import SPLIT_NAMES, ImageDataset, Sample
-from training.decode import decode_batches
-from training.features import BATCH_SIZE
-from training.metrics import classification_metrics
-from training.model import HybridModel, build_model
-from training.prepare import SourceData, compute_features, pick_device, read_source, split_source
-from training.runs import RunFolder, is_run
+from training.judges import Answers, BundleJudge, Judge, RunJudge
+from training.metrics import classification_metrics, wilson_interval
+from training.prepare import SourceData, read_source, split_source
+from training.reliability import plot_reliability, reliability_figures
+from training.runs import is_run, write_json
+from training.trained import TrainedRun, load_run
 
-__all__ = ["Answers", "TrainedRun", "evaluate", "load_run"]
+__all__ = ["Measured", "TrainedRun", "answer_subset", "evaluate", "load_run", "write_evaluation"]
 
 SUBSETS = ("auto", "all", *SPLIT_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """Answers for the usable ones of N images.
+class Measured:
+    """Answers and the truth.
 
     Args:
-        positions: (k,) which images could be used.
-        probabilities: (k, C).
-        execution: What ran the head.
-        errors: Position → why an image cannot be used.
+        subset: Which images they are.
+        truth: (k,) positions of the true classes of the usable images.
+        answers: Of the model.
+        labels: C class names.
+        positive: One of them.
+        errors: Path and message of images that could not be used.
     """
 
-    positions: list[int]
-    probabilities: NDArray[np.float64]
-    execution: ExecutionRecord
-    errors: dict[int, str]
+    subset: str
+    truth: NDArray[np.intp]
+    answers: Answers
+    labels: list[str]
+    positive: str
+    errors: list[dict[str, str]]
 
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """(k, C), calibrated."""
+        return softmax(self.answers.logits / self.answers.applied.temperature)
 
-@dataclass(frozen=True, slots=True)
-class TrainedRun:
-    """The best model of a run.
+    def figures(self) -> dict[str, Any]:
+        """Figures of merit and of calibration, with and without the unfamiliar images, JSON-ready."""
+        applied, index, probabilities = self.answers.applied, self.labels.index(self.positive), self.probabilities
+        return {
+            "subset": self.subset,
+            **classification_metrics(self.truth, probabilities, self.labels, self.positive, applied.threshold),
+            "calibration": dataclasses.asdict(applied),
+            "reliability": reliability_figures(probabilities, self.truth, index),
+            "uncalibrated": reliability_figures(softmax(self.answers.logits), self.truth, index),
+            "familiarity": self._by_familiarity(probabilities, index),
+            "errors": self.errors,
+            "execution": self.answers.execution.to_dict(),
+        }
 
-    Args:
-        config: Options of the run.
-        data: What ``data.json`` holds.
-        result: What ``result.json`` holds.
-        backbone: The network whose features the model was trained on.
-        model: With the best epoch's values, its head exact.
-    """
-
-    config: FitConfig
-    data: dict[str, Any]
-    result: dict[str, Any]
-    backbone: Backbone
-    model: HybridModel
-
-
-def load_run(path: Path) -> TrainedRun:
-    """The best model of a finished run, and its backbone.
-
-    Args:
-        path: The run folder.
-
-    Raises:
-        InputError: Not a run, or one that has not finished.
-        ConfigError: The weights of the backbone cannot be had or changed since the run.
-    """
-    run = RunFolder(path)
-    config, data, result, checkpoint = run.config(), run.data(), run.result(), run.load_checkpoint()
-    if data is None or result is None or checkpoint is None:
-        raise InputError(f"the run {str(path)!r} has not finished; finish it with: hqtl-train fit --resume {path}")
-    backbone = load_backbone(config.backbone, config.weights, config.seed)
-    if backbone.digest != data["backbone_sha256"]:
-        raise ConfigError(f"the weights {config.weights!r} of {config.backbone} changed since the run; restore them or train again")
-    model = build_model(backbone.feature_width, len(data["labels"]), config.head_spec, state=checkpoint.part("best"))
-    return TrainedRun(config, data, result, backbone, model.eval())
+    def _by_familiarity(self, probabilities: NDArray[np.float64], index: int) -> dict[str, Any] | None:
+        unfamiliar = self.answers.unfamiliar
+        if unfamiliar is None:
+            return None
+        right = decide(probabilities, index, self.answers.applied.threshold) == self.truth
+        return {"familiar": _share(right[~unfamiliar]), "unfamiliar": _share(right[unfamiliar])}
 
 
 def evaluate(
@@ -107,8 +90,9 @@ def evaluate(
     cache_folder: Path,
     device: str = "auto",
     verbose: bool = False,
+    out: Path | None = None,
 ) -> dict[str, Any]:
-    """Figures of merit, JSON-ready; see :func:`training.metrics.classification_metrics`.
+    """Figures of merit and of calibration, JSON-ready; see :func:`training.metrics.classification_metrics`, :meth:`Measured.figures`.
 
     Args:
         model: A run folder or a bundle.
@@ -124,105 +108,94 @@ def evaluate(
         cache_folder: Where features of a run are cached.
         device: torch's device for the backbone of a run.
         verbose: Say more.
+        out: Folder to write; see :func:`write_evaluation`.
 
     Raises:
         ConfigError: An option that does not fit.
         InputError: The model or the folder cannot be used.
         BackendError: The head could not be run.
     """
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{str(out)!r} exists already; give another folder for the evaluation")
     check_limits(backend, limits)
-    trained: _RunJudge | _BundleJudge = _RunJudge(model, cache_folder, device, verbose) if is_run(model) else _BundleJudge(model)
-    source = read_source(folder)
-    scope = f"evaluate-{hashlib.sha256(f'{trained.data_sha256} {source.digest} {subset}'.encode()).hexdigest()[:24]}"
+    judge: Judge = RunJudge(model, cache_folder, device, verbose) if is_run(model) else BundleJudge(model)
+    measured = answer_subset(
+        judge,
+        folder,
+        subset,
+        backend=backend,
+        shots=shots,
+        max_shots=max_shots,
+        seed=seed,
+        backend_options=backend_options,
+        limits=limits,
+        purpose="evaluate",
+    )
+    result = {"model": str(model), "data": str(folder), **measured.figures()}
+    if out is not None:
+        write_evaluation(measured, result, out)
+    return result
+
+
+def answer_subset(
+    judge: Judge,
+    folder: Path,
+    subset: str,
+    *,
+    backend: str,
+    shots: int | None,
+    max_shots: int | None,
+    seed: int,
+    backend_options: Mapping[str, Any] | None,
+    limits: Limits | None,
+    purpose: str,
+) -> Measured:
+    """Answers of a model to a subset of a folder; see :func:`evaluate` for the arguments and errors.
+
+    ``purpose`` parts the paid executions of one command from those of another on the same images.
+    """
+    source = read_source(folder, judge.spec)
+    scope = f"{purpose}-{hashlib.sha256(f'{judge.data_sha256} {source.digest} {subset}'.encode()).hexdigest()[:24]}"
     engine = open_backend(backend, shots=shots, seed=seed, options=backend_options, limits=limits, scope=scope)
     if engine.shots is not None and engine.seed is None:
         warn(f"{backend} draws without a seed: another run gives other samples")
-    name, indices = _choose(source, trained, subset)
+    name, indices = _choose(source, judge, subset)
     chosen = _restrict(source, indices)
-    truth = _truth(chosen.dataset, trained.labels)
-    say(f"evaluating {len(indices)} images ({name}) with the head on {backend}")
-    answers = trained.answer(chosen, engine, max_shots)
+    truth = _truth(chosen.dataset, judge.labels)
+    say(f"answering {len(indices)} images ({name}) with the head on {backend}")
+    answers = judge.answer(chosen, engine, max_shots)
     engine.close()
-    return {
-        "model": str(model),
-        "data": str(folder),
-        "subset": name,
-        **classification_metrics(truth[answers.positions], answers.probabilities, trained.labels, trained.positive, trained.threshold),
-        "errors": [{"path": chosen.dataset.samples[i].relative, "error": message} for i, message in answers.errors.items()],
-        "execution": answers.execution.to_dict(),
-    }
+    errors = [{"path": chosen.dataset.samples[i].relative, "error": message} for i, message in answers.errors.items()]
+    if not answers.positions:
+        raise InputError("there is no usable image to evaluate")
+    return Measured(name, truth[answers.positions], answers, judge.labels, judge.positive, errors)
 
 
-class _RunJudge:
-    """Answers through torch, features from the cache."""
+def write_evaluation(measured: Measured, result: dict[str, Any], out: Path) -> None:
+    """Write ``evaluation.json`` and the reliability diagram ``reliability.png``.
 
-    def __init__(self, path: Path, cache_folder: Path, device: str, verbose: bool) -> None:
-        self._run = load_run(path)
-        config = self._run.config
-        self._cache_folder, self._device, self._verbose = cache_folder, device, verbose
-        self.labels: list[str] = self._run.data["labels"]
-        self.positive: str = self._run.result["positive"]
-        self.threshold: float | None = 0.5 if len(self.labels) == 2 else None
-        self.recipe = (config.split, config.group_by, config.seed)
-        self.data_sha256: str = self._run.data["data_sha256"]
-        self.split_sha256: str = self._run.data["split_sha256"]
-
-    @torch.no_grad()
-    def answer(self, source: SourceData, backend: Backend, max_shots: int | None) -> Answers:
-        spec = self._run.config.preprocess_spec
-        device = pick_device(self._device)
-        table = compute_features(source, self._run.backbone, spec, self._cache_folder, device, verbose=self._verbose)
-        positions = [i for i in range(len(source.hashes)) if i not in table.errors]
-        model = self._run.model
-        angles = model.pre_net(torch.from_numpy(table.features[positions])).numpy()
-        weights = model.head.weights.numpy()
-        if max_shots is None:
-            answer = backend.run(model.head.spec, weights, angles)
-        else:
-            rule = DecisionRule.of(
-                model.post_net.weight.numpy().T, model.post_net.bias.numpy(), self.labels.index(self.positive), self.threshold
-            )
-            plan = ShotPlan.of(backend, max_shots)
-            answer = evaluate_adaptively(backend, model.head.spec, weights, angles, rule, plan).answer
-        logits = model.post_net(torch.from_numpy(answer.expvals)).numpy()
-        return Answers(positions, softmax(logits), answer.record, table.errors)
+    Args:
+        measured: The answers.
+        result: What :func:`evaluate` returns.
+        out: The folder, made if it is missing.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    series = {"calibrated": measured.probabilities}
+    if measured.answers.applied.temperature != 1:
+        series = {"uncalibrated": softmax(measured.answers.logits), **series}
+    plot_reliability(series, measured.truth, measured.labels, measured.labels.index(measured.positive), out / "reliability.png")
+    write_json(out / "evaluation.json", result)
 
 
-class _BundleJudge:
-    """Answers through the exported stages, as the service and the folder scoring give them."""
-
-    def __init__(self, path: Path) -> None:
-        self._bundle = ModelBundle.load(path)
-        manifest = self._bundle.manifest
-        self.labels: list[str] = list(manifest.labels)
-        self.positive = manifest.positive_label
-        self.threshold: float | None = manifest.threshold if len(self.labels) == 2 else None
-        self.recipe = (manifest.split.recipe, manifest.split.group_by, manifest.split.seed)
-        self.data_sha256: str = manifest.training.get("data_sha256", "")
-        self.split_sha256: str = manifest.split.sha256
-
-    def answer(self, source: SourceData, backend: Backend, max_shots: int | None) -> Answers:
-        paths = [sample.path for sample in source.dataset.samples]
-        angles: list[NDArray[np.float32]] = []
-        positions: list[int] = []
-        errors: dict[int, str] = {}
-        with HybridClassifier(self._bundle, backend) as classifier, progress_bar("features", len(paths), "images") as advance:
-            for batch in decode_batches(paths, self._bundle.preprocess, BATCH_SIZE):
-                found = classifier.featurize(InferenceBatch(pixels=batch.pixels)).angles
-                assert found is not None
-                angles.append(found)
-                positions += batch.positions
-                errors |= batch.errors
-                advance(len(batch.positions) + len(batch.errors))
-            answer = classifier.run(InferenceBatch(angles=np.concatenate(angles)), max_shots=max_shots)
-        for position, message in errors.items():
-            warn(f"left out {source.dataset.samples[position].relative}: {message}")
-        assert answer.probabilities is not None
-        assert answer.execution is not None
-        return Answers(positions, answer.probabilities, answer.execution, errors)
+def _share(right: NDArray[np.bool_]) -> dict[str, Any]:
+    """How many answers, and how many of them are right."""
+    if not len(right):
+        return {"num_images": 0, "accuracy": None, "accuracy_interval": None}
+    correct = int(right.sum())
+    return {"num_images": len(right), "accuracy": correct / len(right), "accuracy_interval": list(wilson_interval(correct, len(right)))}
 
 
-def _choose(source: SourceData, trained: _RunJudge | _BundleJudge, subset: str) -> tuple[str, tuple[int, ...]]:
+def _choose(source: SourceData, trained: Judge, subset: str) -> tuple[str, tuple[int, ...]]:
     if subset not in SUBSETS:
         raise ConfigError(f"subset must be one of {', '.join(SUBSETS)}; got {subset!r}")
     known = source.digest == trained.data_sha256

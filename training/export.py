@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 import tempfile
@@ -17,17 +18,23 @@ from torch import Tensor, nn
 import hqtl_common
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.classifier import HybridClassifier
-from hqtl_common.errors import ConfigError, ParityError
-from hqtl_common.manifest import BackboneInfo, Manifest, SplitInfo
+from hqtl_common.errors import ConfigError, InputError, ParityError
+from hqtl_common.manifest import FAMILIARITY, BackboneInfo, FamiliarityInfo, Manifest, SplitInfo
 from hqtl_common.records import InferenceBatch
 from hqtl_common.stages import Stage
+from training.calibrate import calibrate_run
+from training.calibration import ThresholdRule
 from training.card import model_card
-from training.evaluate import TrainedRun, load_run
+from training.console import warn
+from training.familiarity import LEVEL, Reference, build_reference
+from training.features import default_cache_folder
 from training.onnx_export import OPSET, fold_batch_norm, to_onnx
+from training.trained import SplitFeatures, TrainedRun, load_run, split_features
 
-__all__ = ["LOGIT_TOLERANCE", "Fused", "export_run"]
+__all__ = ["LOGIT_TOLERANCE", "Fused", "check_target", "export_run"]
 
 LOGIT_TOLERANCE = 1e-4  # |Δlogit| between torch and ONNX Runtime
+_METRICS = ("val", "test", "logistic_regression", "twins", "mcnemar")
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnx", "pennylane", "qiskit")
 
 
@@ -44,25 +51,55 @@ class Fused(nn.Module):
         return logits
 
 
-def export_run(path: Path, target: Path, *, fused: bool = False) -> ModelBundle:
+def export_run(
+    path: Path,
+    target: Path,
+    *,
+    fused: bool = False,
+    rule: ThresholdRule | None = None,
+    level: float = LEVEL,
+    cache_folder: Path | None = None,
+    device: str = "auto",
+) -> ModelBundle:
     """Write the best model of a run as a bundle, and check that it computes what torch computes.
+
+    Temperature, threshold and the familiarity of images come from the run's own images. Where these are gone or changed, the
+    bundle is written without a reference for familiarity, and calibrated by the answers that the run kept.
 
     Args:
         path: The run folder.
         target: The bundle's folder, to be made.
         fused: Add ``model.onnx``, pixels → logits in one graph.
+        rule: How the threshold is chosen (default: even odds).
+        level: An image is called unfamiliar up to this familiarity.
+        cache_folder: Where features are cached (default: the user's cache).
+        device: torch's device for features that are not cached.
 
     Raises:
         InputError: Not a finished run.
-        ConfigError: The weights of the backbone changed, ``target`` is not empty, or SOURCE_DATE_EPOCH is no time.
+        ConfigError: The weights of the backbone changed, ``target`` is not empty, the threshold cannot be chosen as asked, or
+            SOURCE_DATE_EPOCH is no time.
         ParityError: ONNX Runtime gives other logits than torch; nothing is written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{str(target)!r} exists already; give another folder or remove it first")
-    run = load_run(path)
-    manifest = _manifest(run)
+    check_target(target)
+    if not 0 < level < 1:
+        raise ConfigError(f"the level of familiarity must lie between 0 and 1; got {level}")
+    run, rule = load_run(path), rule or ThresholdRule()
+    cache = cache_folder or default_cache_folder()
+    splits = _splits(run, cache, device)
+    calibration = calibrate_run(run, rule, cache, device, splits)
+    if rule.chosen and not calibration:
+        raise ConfigError(f"a threshold is chosen on the run's own images; bring {str(run.config.data)!r} back, or leave the rule out")
+    for note in dict.fromkeys(note for entry in calibration for note in entry.notes):
+        warn(note)
+    reference = _reference(splits, level) if splits else None
+    manifest = _manifest(run).model_copy(
+        update={"calibration": calibration, "familiarity": None if reference is None else _described(reference, splits)}
+    )
     files = _onnx_files(run, fused=fused)
-    files["MODEL_CARD.md"] = model_card(manifest, run.result).encode()
+    if reference is not None:
+        files[FAMILIARITY] = reference.model
+    files["MODEL_CARD.md"] = model_card(manifest).encode()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as trial:
         bundle = ModelBundle.save(Path(trial) / target.name, manifest, run.model.head.weights.detach().numpy(), files)
@@ -71,13 +108,47 @@ def export_run(path: Path, target: Path, *, fused: bool = False) -> ModelBundle:
     return ModelBundle.load(target)
 
 
+def check_target(target: Path) -> None:
+    """Refuse a place for a bundle where something is already, before any work is done.
+
+    Raises:
+        ConfigError: ``target`` exists and is not an empty folder.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{str(target)!r} exists already; give another folder or remove it first")
+
+
+def _splits(run: TrainedRun, cache_folder: Path, device: str) -> dict[str, SplitFeatures]:
+    try:
+        return split_features(run, cache_folder, device)
+    except InputError as error:
+        warn(f"the bundle cannot tell unfamiliar images: {error}")
+        return {}
+
+
+def _reference(splits: dict[str, SplitFeatures], level: float) -> Reference:
+    reference = build_reference(splits["train"].features, splits["val"].features, level)
+    needed = math.ceil(1 / level - 1e-9) - 1
+    if reference.info.num_held_out < needed:
+        warn(
+            f"no image will be called unfamiliar: at the level {level:g} it takes {needed} validation images, "
+            f"and there are {reference.info.num_held_out}; use more, or a higher --familiarity-level"
+        )
+    return reference
+
+
+def _described(reference: Reference, splits: dict[str, SplitFeatures]) -> FamiliarityInfo:
+    """With the share of flagged images in the test split; the validation split is what an image is compared with."""
+    return reference.info.model_copy(update={"flagged": {"test": float(f"{reference.flagged(splits['test'].features):.6g}")}})
+
+
 def _onnx_files(run: TrainedRun, *, fused: bool) -> dict[str, bytes]:
-    model, width, size = run.model, run.backbone.feature_width, run.config.preprocess_spec.size
+    model, width = run.model, run.backbone.feature_width
     folded = fold_batch_norm(run.backbone.network)
-    pixels = torch.zeros(2, 3, size, size)
+    pixels = torch.zeros(2, *run.config.preprocess_spec.pixels_shape)
     expvals = torch.zeros(2, model.head.spec.num_qubits, dtype=torch.float64)
     files = {
-        "backbone.onnx": to_onnx(folded, pixels, "pixels", "features"),
+        "backbone.onnx": to_onnx(folded, pixels, "pixels", "features", keep_names=True),
         "pre_net.onnx": to_onnx(model.pre_net, torch.zeros(2, width), "features", "angles"),
         "post_net.onnx": to_onnx(model.post_net, expvals, "expvals", "logits"),
     }
@@ -108,9 +179,9 @@ def _manifest(run: TrainedRun) -> Manifest:
         backbone=BackboneInfo(
             name=backbone.name, weights=backbone.weights, weights_sha256=backbone.digest, feature_width=backbone.feature_width
         ),
-        metrics={name: result[name] for name in ("val", "test", "logistic_regression")},
+        metrics={name: result[name] for name in _METRICS if name in result},
         split=SplitInfo(
-            recipe=config.split, seed=config.seed, group_by=config.group_by, sha256=data["split_sha256"], counts=data["counts"]
+            recipe=config.split_recipe, seed=config.data_seed, group_by=config.group_by, sha256=data["split_sha256"], counts=data["counts"]
         ),
         training=training,
         onnx={"opset": OPSET, "exporter": f"torch {version('torch')}"},
@@ -128,8 +199,7 @@ def _source_date() -> str | None:
 
 @torch.no_grad()
 def _check_against_torch(bundle: ModelBundle, reference: nn.Module) -> None:
-    spec = bundle.preprocess
-    pixels = np.random.default_rng(0).normal(size=(2, 3, spec.size, spec.size)).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(size=(2, *bundle.preprocess.pixels_shape)).astype(np.float32)
     expected = reference.eval()(torch.from_numpy(pixels)).numpy()
     with HybridClassifier(bundle) as classifier:
         answers: dict[str, Any] = {"the stages": classifier.run(InferenceBatch(pixels=pixels)).logits}

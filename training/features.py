@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hqtl_common.errors import ConfigError
 from hqtl_common.specs import PreprocessSpec, spec_digest
+from training.augment import Variant
 from training.backbones import Backbone
 from training.data import Sample
 from training.decode import decode_batches
@@ -66,7 +67,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, backbone: Backbone, spec: PreprocessSpec) -> None:
-        self.path = folder / f"features-{backbone.name}-{spec_digest(spec, backbone.name, backbone.digest)[:16]}.sqlite"
+        self.path = folder / f"features-{backbone.name.replace(':', '-')}-{spec_digest(spec, backbone.name, backbone.digest)[:16]}.sqlite"
         self._width = backbone.feature_width
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +142,7 @@ def extract_features(
     spec: PreprocessSpec,
     *,
     cache: FeatureCache | None = None,
+    variant: Variant | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> FeatureTable:
@@ -152,34 +154,41 @@ def extract_features(
         backbone: The frozen network.
         spec: Preprocessing.
         cache: Where known features are read and new ones kept.
+        variant: Compute the features of altered copies instead.
         device: torch's device for the backbone.
         progress: Called with the number of images done since the last call.
     """
-    known = cache.get(hashes) if cache else {}
-    times = Counter(hashes)
-    num_cached = sum(key in known for key in hashes)
+    keys = list(hashes) if variant is None else [variant.key(content) for content in hashes]
+    known = cache.get(keys) if cache else {}
+    times = Counter(keys)
+    num_cached = sum(key in known for key in keys)
     if progress:
         progress(num_cached)
-    todo = {key: sample.path for key, sample in zip(hashes, samples, strict=True) if key not in known}
     failed: dict[str, str] = {}
-    keys = list(todo)
+    todo = {key: position for position, key in enumerate(keys) if key not in known}
+    positions = list(todo.values())
+    alter = None if variant is None else _alteration(variant, [hashes[position] for position in positions])
     backbone.network.to(device)
-    for batch in decode_batches(list(todo.values()), spec, BATCH_SIZE):
+    for batch in decode_batches([samples[position].path for position in positions], spec, BATCH_SIZE, alter):
         features = _forward(backbone, batch.pixels, device)
-        fresh = list(zip((keys[position] for position in batch.positions), features, strict=True))
+        fresh = list(zip((keys[positions[index]] for index in batch.positions), features, strict=True))
         known.update(fresh)
-        failed.update({keys[position]: message for position, message in batch.errors.items()})
+        failed.update({keys[positions[index]]: message for index, message in batch.errors.items()})
         if cache:
             cache.put(fresh)
         if progress:
-            progress(sum(times[keys[position]] for position in (*batch.positions, *batch.errors)))
+            progress(sum(times[keys[positions[index]]] for index in (*batch.positions, *batch.errors)))
     blank = np.zeros(backbone.feature_width, dtype=np.float32)
-    table = np.stack([known.get(key, blank) for key in hashes]) if hashes else np.zeros((0, backbone.feature_width), np.float32)
-    return FeatureTable(table, {i: failed[key] for i, key in enumerate(hashes) if key in failed}, num_cached)
+    table = np.stack([known.get(key, blank) for key in keys]) if keys else np.zeros((0, backbone.feature_width), np.float32)
+    return FeatureTable(table, {i: failed[key] for i, key in enumerate(keys) if key in failed}, num_cached)
+
+
+def _alteration(variant: Variant, contents: Sequence[str]) -> Callable[[int, F32], F32]:
+    return lambda index, pixels: variant.apply(pixels, contents[index])
 
 
 def _forward(backbone: Backbone, pixels: F32, device: str) -> F32:
-    """Pixels (k, 3, S, S), k ≤ BATCH_SIZE → features (k, F)."""
+    """Pixels (k, 3, …), k ≤ BATCH_SIZE → features (k, F)."""
     padded = np.zeros((BATCH_SIZE, *pixels.shape[1:]), dtype=np.float32)
     padded[: len(pixels)] = pixels
     with torch.inference_mode():

@@ -1,9 +1,12 @@
-"""Train the hybrid model on a folder of photographs, into a run folder."""
+"""Train the hybrid model and its classical twins on a folder of photographs, one run or several together, each into its run folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +16,40 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hqtl_common.backends.opening import Limits, check_limits
-from hqtl_common.classifier import softmax
 from hqtl_common.errors import ConfigError
-from training.backbones import load_backbone
+from training.backbones import Backbone, load_backbone
 from training.config import FitConfig
 from training.console import progress_bar, say
 from training.data import SPLIT_NAMES
+from training.features import FeatureTable
+from training.finetune import tune_features
 from training.head import make_head, resolve_diff_method
 from training.metrics import classification_metrics, find_positive
-from training.model import HybridModel, build_model
+from training.model import build_model
+from training.outcome import MEASURED, figures_of, predictions_of
 from training.plan import read_prices
 from training.planning import plan_fit
 from training.plots import plot_confusion, plot_curves
-from training.prepare import PreparedData, pick_device, prepare
+from training.prepare import PreparedData, add_variants, assemble, compute_features, pick_device, read_source
 from training.runs import RunFolder
-from training.trainer import Trainer, TrainingData
+from training.stack import make_lineup
+from training.tracking import open_trackers
+from training.trainer import EpochReport, Trainer, TrainingData
 
-__all__ = ["fit", "open_run"]
+__all__ = ["fit", "fit_many", "open_run"]
+
+_OWN = {"seed", "lr", "split_seed", "fold"}  # what may differ between runs that train together
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One run with its data."""
+
+    config: FitConfig
+    run: RunFolder
+    data: PreparedData
+    positive: str
+    tuning: dict[str, Any] | None = None
 
 
 def open_run(path: Path, config: FitConfig | None, *, resume: bool) -> tuple[RunFolder, FitConfig]:
@@ -58,52 +78,86 @@ def open_run(path: Path, config: FitConfig | None, *, resume: bool) -> tuple[Run
 
 
 def fit(config: FitConfig, run: RunFolder, cache_folder: Path, *, limits: Limits | None = None, verbose: bool = False) -> dict[str, Any]:
-    """Train, or go on training, and return what ``result.json`` holds.
+    """Train, or go on training, and return what ``result.json`` holds: a stack of one, see :func:`fit_many`."""
+    return fit_many([config], [run], cache_folder, limits=limits, verbose=verbose)[0]
+
+
+def fit_many(
+    configs: Sequence[FitConfig], runs: Sequence[RunFolder], cache_folder: Path, *, limits: Limits | None = None, verbose: bool = False
+) -> list[dict[str, Any]]:
+    """Train runs that differ only in seeds, step size and fold as one batched program; the answers are those of each trained alone.
+
+    Runs whose splits have the same sizes train together; where the sizes differ, one group after the other. On a sampled
+    backend the rows of a group are one job per step, and a limit counts for all runs together.
 
     Args:
-        config: Options.
-        run: From :func:`open_run`.
+        configs: Options of each.
+        runs: From :func:`open_run`.
         cache_folder: Where features are cached.
         limits: What may be spent on a paid backend.
         verbose: Say more.
 
+    Returns:
+        What ``result.json`` of each run holds.
+
     Raises:
-        ConfigError: Weights that cannot be had, options that do not fit the data, or data changed since the run began.
+        ConfigError: Weights that cannot be had, options that do not fit the data or each other, data changed since a run
+            began, or another process works in a run folder.
         InputError: The folder of images cannot be used.
         BackendError: The head could not be run.
     """
-    if (finished := run.result()) is not None:
-        say(f"{run.path} is finished; nothing to do")
+    finished = [result for run in runs if (result := run.result()) is not None]
+    if len(finished) == len(runs):
+        say(f"{runs[0].path} is finished; nothing to do" if len(runs) == 1 else f"all {len(runs)} runs are finished; nothing to do")
         return finished
-    check_limits(config.backend, limits)
-    method = resolve_diff_method(config.backend, config.shots, config.diff_method)
-    backbone = load_backbone(config.backbone, config.weights, config.seed)
-    data = prepare(config, backbone, cache_folder, pick_device(config.device), verbose=verbose)
-    positive = find_positive(data.record["labels"], config.positive)
-    head_record = {"diff_method": method, "positive": positive, "backbone_sha256": backbone.digest}
-    _record_data(run, data.record | head_record)
-    trainer, model = _train(config, run, data, method, limits)
-    model.load_state_dict(trainer.best_state)
-    val, test = _measure(model, data, "val", positive), _measure(model, data, "test", positive)
-    result = {
-        "epochs": trainer.epoch,
-        "best_epoch": trainer.best_epoch,
-        "parameter_sets": model.head.num_rows,
-        "jobs": model.head.num_jobs,
-        "positive": positive,
-        "diff_method": method,
-        "shots": model.head.shots,
-        "qpu_seconds": model.head.qpu_seconds,
-        "planned": plan_fit(config, _sizes(data), read_prices()).to_dict(),
-        "val": val,
-        "test": test,
-        "logistic_regression": _reference(data, positive),
-    }
-    model.head.close()
-    plot_curves(run.metrics(), trainer.best_epoch, run.path / "curves.png")
-    plot_confusion(test["confusion"], data.record["labels"], "test split", run.path / "confusion.png")
-    run.write_result(result)
-    return result
+    _check_alike(configs)
+    check_limits(configs[0].backend, limits)
+    method = resolve_diff_method(configs[0].backend, configs[0].shots, configs[0].diff_method, configs[0].head_spec)
+    with ExitStack() as locks:
+        for run in runs:
+            locks.enter_context(run.locked())
+        jobs = _prepare(configs, runs, cache_folder, method, verbose=verbose)
+        scope = _scope(jobs)
+        for stack in _stacks(jobs):
+            if any(job.run.result() is None for job in stack):
+                _train_stack(stack, method, limits, scope)
+    return [result for run in runs if (result := run.result()) is not None]
+
+
+def _check_alike(configs: Sequence[FitConfig]) -> None:
+    first, fields = configs[0], FitConfig.model_fields.keys() - _OWN
+    for config in configs:
+        if differing := sorted(name for name in fields if getattr(config, name) != getattr(first, name)):
+            raise ConfigError(f"runs that train together may differ in {', '.join(sorted(_OWN))}; these differ in {', '.join(differing)}")
+
+
+def _prepare(configs: Sequence[FitConfig], runs: Sequence[RunFolder], cache_folder: Path, method: str, *, verbose: bool) -> list[_Job]:
+    """The data of every run; equal data are one object, so that runs share them."""
+    device = pick_device(configs[0].device)
+    backbones: dict[int, Backbone] = {}
+    tables: dict[int, FeatureTable] = {}
+    prepared: dict[tuple[int, str, int], PreparedData] = {}
+    source = None
+    jobs = []
+    for config, run in zip(configs, runs, strict=True):
+        seed = config.data_seed if config.weights == "none" else 0  # only random weights depend on it
+        if seed not in backbones:
+            backbones[seed] = load_backbone(config.backbone, config.weights, seed, config.preprocess_spec)
+        source = source or read_source(config.data, config.preprocess_spec)
+        if seed not in tables:
+            tables[seed] = compute_features(source, backbones[seed], config.preprocess_spec, cache_folder, device, verbose=verbose)
+        key = (seed, config.split_recipe, config.data_seed)
+        if key not in prepared:
+            prepared[key] = assemble(config, source, tables[seed])
+            if config.unfreeze is None:
+                prepared[key] = add_variants(config, prepared[key], backbones[seed], cache_folder, device)
+        data, tuning = prepared[key], None
+        positive = find_positive(data.record["labels"], config.positive)
+        _record_data(run, data.record | {"diff_method": method, "positive": positive, "backbone_sha256": backbones[seed].digest})
+        if config.unfreeze is not None:
+            data, tuning = tune_features(config, run, backbones[seed], data, cache_folder, device)
+        jobs.append(_Job(config, run, data, positive, tuning))
+    return jobs
 
 
 def _record_data(run: RunFolder, record: dict[str, Any]) -> None:
@@ -122,49 +176,95 @@ def _sizes(data: PreparedData) -> dict[str, int]:
     return {name: len(data.split.indices(name)) for name in SPLIT_NAMES}
 
 
-def _scope(config: FitConfig, data: PreparedData) -> str:
-    """What paid executions belong to: the same options on the same data replay what was paid, wherever the run lies."""
-    what = json.dumps([config.training_record(), data.record["data_sha256"], data.record["split_sha256"]], sort_keys=True)
+def _stacks(jobs: Sequence[_Job]) -> list[list[_Job]]:
+    """Jobs with splits of equal sizes, in the order given."""
+    groups: dict[tuple[int, ...], list[_Job]] = {}
+    for job in jobs:
+        groups.setdefault(tuple(_sizes(job.data).values()), []).append(job)
+    return list(groups.values())
+
+
+def _scope(jobs: Sequence[_Job]) -> str:
+    """What paid executions belong to: the same options on the same data replay what was paid, wherever the runs lie."""
+    parts = [[job.config.training_record(), job.data.record["data_sha256"], job.data.record["split_sha256"]] for job in jobs]
+    what = json.dumps(parts if len(parts) > 1 else parts[0], sort_keys=True)
     return f"fit-{hashlib.sha256(what.encode()).hexdigest()[:24]}"
 
 
-def _train(config: FitConfig, run: RunFolder, data: PreparedData, method: str, limits: Limits | None) -> tuple[Trainer, HybridModel]:
-    width, classes = data.features.shape[1], len(data.record["labels"])
-    model = build_model(width, classes, config.head_spec, seed=config.seed)
+def _train_stack(jobs: Sequence[_Job], method: str, limits: Limits | None, scope: str) -> None:
+    """Train some runs together and write their results."""
+    configs, runs, first = [job.config for job in jobs], [job.run for job in jobs], jobs[0]
+    width, classes = first.data.features.shape[1], len(first.data.record["labels"])
+    models = [build_model(width, classes, config.head_spec, seed=config.seed) for config in configs]
     head = make_head(
-        config.head_spec,
-        model.head.weights,
-        backend=config.backend,
+        first.config.head_spec,
+        torch.stack([model.head.weights.detach() for model in models]),
+        backend=first.config.backend,
         diff_method=method,
-        diff_step=config.diff_step,
-        shots=config.shots,
-        seed=config.seed,
-        backend_options=config.backend_options,
+        diff_step=first.config.diff_step,
+        shots=first.config.shots,
+        seed=first.config.seed,
+        backend_options=first.config.backend_options,
         limits=limits,
-        scope=_scope(config, data),
+        scope=scope,
     )
-    model = model.with_head(head)
-    shots = "exact" if model.head.shots is None else f"{model.head.shots} shots"
-    say(f"head on {config.backend}, {shots}, gradient by {method}")
-    trainer = Trainer(model, config, run)
+    together = f", {len(jobs)} runs together" if len(jobs) > 1 else ""
+    say(f"head on {first.config.backend}, {'exact' if head.shots is None else f'{head.shots} shots'}, gradient by {method}{together}")
+    trainer = Trainer(make_lineup(models, head, [config.seed for config in configs]), configs, runs)
+    _run_epochs(trainer, jobs)
+    _write_results(trainer, jobs, method, head.shots)
+    head.close()
+
+
+def _run_epochs(trainer: Trainer, jobs: Sequence[_Job]) -> None:
     if trainer.epoch:
-        say(f"going on after epoch {trainer.epoch} of {config.epochs}")
-    with progress_bar("training", config.epochs, "epochs") as advance:
+        say(f"going on after epoch {trainer.epoch} of {jobs[0].config.epochs}")
+    shared = {id(job.data): TrainingData(job.data.training_tensors(), job.data.tensors("val")) for job in jobs}
+    with progress_bar("training", jobs[0].config.epochs, "epochs") as advance, open_trackers(trainer.runs) as track:
         advance(trainer.epoch)
 
-        def on_epoch(line: dict[str, Any]) -> None:
-            accuracy = f"{100 * line['val_accuracy']:.1f} %"
-            advance(1, f"loss {line['train_loss']:.3f}, validation {line['val_loss']:.3f} / {accuracy}")
+        def on_epoch(reports: list[EpochReport]) -> None:
+            track(reports)
+            lines = [report.figures for report in reports]
+            loss, val_loss, accuracy = (sum(line[key] for line in lines) / len(lines) for key in ("train_loss", "val_loss", "val_accuracy"))
+            advance(1, f"loss {loss:.3f}, validation {val_loss:.3f} / {100 * accuracy:.1f} %")
 
-        trainer.train(TrainingData(data.tensors("train"), data.tensors("val")), on_epoch)
-    return trainer, model
+        trainer.train([shared[id(job.data)] for job in jobs], on_epoch)
 
 
-@torch.no_grad()
-def _measure(model: HybridModel, data: PreparedData, name: str, positive: str) -> dict[str, Any]:
-    features, truth = data.tensors(name)
-    probabilities = softmax(model.eval()(features).numpy())
-    return classification_metrics(truth.numpy(), probabilities, data.record["labels"], positive)
+def _write_results(trainer: Trainer, jobs: Sequence[_Job], method: str, shots: int | None) -> None:
+    """Measure the best epochs of all runs, one execution per split, and write what each run left to write."""
+    trainer.take_best()
+    logits = {name: trainer.answer(torch.stack([job.data.tensors(name)[0] for job in jobs])).numpy() for name in MEASURED}
+    references: dict[int, dict[str, Any]] = {}
+    for entry, (job, run) in enumerate(zip(jobs, trainer.runs, strict=True)):
+        if job.run.result() is not None:  # of a stack that was stopped while it wrote its results
+            continue
+        predictions = predictions_of(job.data, {name: logits[name][:, entry] for name in MEASURED})
+        figures = figures_of(predictions, job.positive)
+        for twin in figures["twins"]:
+            figures["twins"][twin]["best_epoch"] = run.best[twin].epoch
+        if id(job.data) not in references:
+            references[id(job.data)] = _reference(job.data, job.positive)
+        result = {
+            "epochs": run.epoch,
+            "best_epoch": run.best["hybrid"].epoch,
+            "parameter_sets": run.num_rows,
+            "jobs": run.num_jobs,
+            "runs": len(jobs),
+            "positive": job.positive,
+            "diff_method": method,
+            "shots": shots,
+            "qpu_seconds": run.qpu_seconds,
+            "planned": plan_fit(job.config, _sizes(job.data), read_prices()).to_dict(),
+            **figures,
+            "logistic_regression": references[id(job.data)],
+            **({} if job.tuning is None else {"tuning": job.tuning}),
+        }
+        job.run.write_predictions(predictions)
+        plot_curves(job.run.metrics(), result["best_epoch"], job.run.path / "curves.png")
+        plot_confusion(figures["test"]["confusion"], job.data.record["labels"], "test split", job.run.path / "confusion.png")
+        job.run.write_result(result)
 
 
 def _reference(data: PreparedData, positive: str) -> dict[str, Any]:

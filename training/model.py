@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -10,27 +9,11 @@ from torch import Tensor, nn
 
 from hqtl_common.specs import HeadSpec
 from training.head import Head, StatevectorHead
+from training.pre_net import PreNet
 
 __all__ = ["HybridModel", "PreNet", "build_model"]
 
 _INITIAL_SPREAD = 0.01  # radians; near zero the head starts as products of sines, with gradients of order one
-
-
-class PreNet(nn.Module):
-    """Features (B, F) float32 → angles (B, E) float32 = tanh(Linear)·π/2, radians.
-
-    Args:
-        feature_width: F.
-        num_angles: E.
-    """
-
-    def __init__(self, feature_width: int, num_angles: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(feature_width, num_angles)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
-        return torch.tanh(self.linear(features)) * (math.pi / 2)
 
 
 class HybridModel(nn.Module):
@@ -44,7 +27,7 @@ class HybridModel(nn.Module):
 
     def __init__(self, feature_width: int, num_classes: int, head: Head) -> None:
         super().__init__()
-        self.pre_net = PreNet(feature_width, head.spec.num_angles)
+        self.pre_net = PreNet(feature_width, head.spec)
         self.head = head
         self.post_net = nn.Linear(head.spec.num_qubits, num_classes, dtype=torch.float64)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -22,12 +23,17 @@ OPSET = 20
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy in eval mode whose batch normalisations are folded into the convolutions before them."""
-    folded: nn.Module = fuse(network.eval()).requires_grad_(False)
-    return folded
+    """A copy in eval mode whose batch normalisations are folded into the convolutions right before them, as far as torch can."""
+    plain = copy.deepcopy(network).eval().requires_grad_(False)
+    for part in plain.modules():
+        for kind in (nn.Conv2d, nn.Conv3d):
+            if isinstance(part, kind) and type(part).forward is kind.forward:
+                part.__class__ = kind  # torch folds no subclass, though these add nothing
+    folded: nn.Module = fuse(plain, inplace=True)
+    return folded.requires_grad_(False)
 
 
-def to_onnx(module: nn.Module, example: torch.Tensor, input_name: str, output_name: str) -> bytes:
+def to_onnx(module: nn.Module, example: torch.Tensor, input_name: str, output_name: str, *, keep_names: bool = False) -> bytes:
     """Export a module of one input (B, …) and one output (B, …); the same module gives the same bytes.
 
     Args:
@@ -35,6 +41,8 @@ def to_onnx(module: nn.Module, example: torch.Tensor, input_name: str, output_na
         example: An input with B ≥ 2.
         input_name: Name of the input in the graph.
         output_name: Name of the output in the graph.
+        keep_names: Keep every weight under its name in the module, for :func:`load_initializers`; without it the exporter may
+            merge equal weights and compute with constant ones ahead.
     """
     with _quiet():
         program = torch.onnx.export(
@@ -46,6 +54,7 @@ def to_onnx(module: nn.Module, example: torch.Tensor, input_name: str, output_na
             output_names=[output_name],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=OPSET,
+            optimize=not keep_names,
             verbose=False,
         )
     assert program is not None
@@ -71,6 +80,8 @@ def load_initializers(module: nn.Module, data: bytes) -> nn.Module:
     for key, value in module.state_dict().items():
         if key in found and found[key].shape == tuple(value.shape):
             state[key] = torch.from_numpy(found[key].copy())
+        elif key.endswith("num_batches_tracked"):
+            state[key] = value  # counts training steps; no answer depends on it
         elif key not in found and key.endswith("bias"):
             state[key] = torch.zeros_like(value)
         else:

@@ -2,46 +2,88 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hqtl_common.preprocess import open_image
 
-__all__ = ["plot_confusion", "plot_curves", "plot_gallery"]
+__all__ = ["plot_confusion", "plot_curves", "plot_curves_together", "plot_gallery"]
 
-_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#666666"  # told apart by colour-blind readers too
+_BLUE, _ORANGE, _GREEN, _PINK, _GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#666666"  # told apart by colour-blind readers too
+_TWIN_STYLES: dict[str, dict[str, Any]] = {
+    "bottleneck": {"color": _GREEN, "linestyle": "--", "linewidth": 1.1},
+    "linear": {"color": _PINK, "linestyle": "-.", "linewidth": 1.1},
+}
 
 
 def plot_curves(metrics: Sequence[dict[str, Any]], best_epoch: int, path: Path) -> None:
-    """Loss and accuracy per epoch as PNG.
+    """Loss and accuracy per epoch as PNG, of the model and of its twins.
 
     Args:
         metrics: Lines of metrics.jsonl.
         best_epoch: Marked by a vertical line.
         path: File to write.
     """
-    epochs = [line["epoch"] for line in metrics]
-    marker = "o" if len(epochs) == 1 else None  # a line needs two points
+    figure, both = _curves([metrics])
+    for axes in both:
+        axes.axvline(best_epoch, color=_GREY, linestyle=":", linewidth=1)
+        axes.annotate(
+            f"best epoch {best_epoch}", (best_epoch, 1.01), xycoords=("data", "axes fraction"), ha="center", color=_GREY, fontsize=8
+        )
+    _save(figure, path)
+
+
+def plot_curves_together(runs: Sequence[Sequence[dict[str, Any]]], path: Path) -> None:
+    """The same of several runs: medians as lines, and for the model a band from the lowest to the highest.
+
+    Args:
+        runs: Lines of metrics.jsonl of each.
+        path: File to write.
+    """
+    figure, both = _curves(runs)
+    both[0].set_title(f"medians of {len(runs)} runs; bands: from the lowest to the highest", loc="left", fontsize=9, color=_GREY)
+    _save(figure, path)
+
+
+def _curves(runs: Sequence[Sequence[dict[str, Any]]]) -> tuple[Figure, tuple[Axes, Axes]]:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(epochs, [line["train_loss"] for line in metrics], color=_BLUE, marker=marker, label="training")
-    left.plot(epochs, [line["val_loss"] for line in metrics], color=_ORANGE, marker=marker, label="validation")
+    _curve(left, runs, "hybrid", "train_loss", color=_BLUE, label="training")
+    _curve(left, runs, "hybrid", "val_loss", color=_ORANGE, label="validation")
+    _curve(right, runs, "hybrid", "val_accuracy", color=_ORANGE, label="validation")
+    for name, style in _TWIN_STYLES.items():
+        if "twins" in runs[0][0]:
+            _curve(left, runs, name, "val_loss", label=f"validation, {name} twin", **style)
+            _curve(right, runs, name, "val_accuracy", label=f"validation, {name} twin", **style)
     left.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
-    right.plot(epochs, [100 * line["val_accuracy"] for line in metrics], color=_ORANGE, marker=marker, label="validation")
     right.set(xlabel="epoch", ylabel="accuracy in %")
     for axes in (left, right):
-        axes.axvline(best_epoch, color=_GREY, linestyle=":", label=f"best epoch ({best_epoch})")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
-    _save(figure, path)
+        axes.legend(frameon=False, fontsize=8)
+    return figure, (left, right)
+
+
+def _curve(axes: Axes, runs: Sequence[Sequence[dict[str, Any]]], contender: str, key: str, **style: Any) -> None:
+    """Median over the runs that reached an epoch, and the model's range where there are several; accuracies in percent."""
+    scale = 100 if key == "val_accuracy" else 1
+    values = [[scale * (line if contender == "hybrid" else line["twins"][contender])[key] for line in lines] for lines in runs]
+    columns = [[column for column in each if column is not None] for each in itertools.zip_longest(*values)]
+    epochs = range(1, len(columns) + 1)
+    marker = "o" if len(columns) == 1 else None  # a line needs two points
+    axes.plot(epochs, [float(np.median(column)) for column in columns], marker=marker, **style)
+    if len(runs) > 1 and contender == "hybrid":
+        low, high = zip(*((min(column), max(column)) for column in columns), strict=True)
+        axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def plot_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], title: str, path: Path) -> None:

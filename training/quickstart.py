@@ -87,9 +87,10 @@ def _service(bundle: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    say(f"$ HQTL_BUNDLE={bundle} bentoml serve serving.service:HybridService --port {port}")
+    say(f"$ HQTL_INSECURE_NO_AUTH=1 HQTL_BUNDLE={bundle} bentoml serve serving.service:HybridService --port {port}")
     bentoml = Path(sys.executable).with_name("bentoml")
-    environment = {**os.environ, "HQTL_BUNDLE": str(bundle.absolute()), "BENTOML_DO_NOT_TRACK": "True"}
+    environment = {**os.environ, "HQTL_BUNDLE": str(bundle.absolute()), "HQTL_INSECURE_NO_AUTH": "1", "BENTOML_DO_NOT_TRACK": "True"}
+    environment.pop("HQTL_KEYS", None)
     command = [str(bentoml), "serve", "serving.service:HybridService", "--port", str(port)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:

@@ -4,7 +4,8 @@
 config.json            every option (:class:`training.config.FitConfig`)
 data.json              labels, split membership and hashes of the data
 metrics.jsonl          one line per epoch
-checkpoint.safetensors model, best model and optimiser after the last whole epoch
+checkpoint.safetensors model, twins, their best epochs and the optimiser after the last whole epoch
+predictions.json       logits of the model and its twins for the validation and test images
 result.json            written once, at the end
 curves.png             loss and accuracy per epoch
 confusion.png          confusion matrix of the test split
@@ -13,11 +14,14 @@ confusion.png          confusion matrix of the test split
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,7 +30,10 @@ from torch import Tensor
 from hqtl_common.errors import ConfigError, InputError
 from training.config import FitConfig
 
-__all__ = ["Checkpoint", "RunFolder", "is_run"]
+__all__ = ["Checkpoint", "RunFolder", "commit_together", "is_run", "read_json", "write_json"]
+
+_CHECKPOINT, _STAGED = "checkpoint.safetensors", ".checkpoint.partial"
+_LOCK = ".lock"  # held by the process that trains; what a killed one leaves locks nobody out
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +67,13 @@ class RunFolder:
         """Make the folder for a new run; a run that ended before it had read its data is begun anew.
 
         Raises:
-            ConfigError: It holds something else already.
+            ConfigError: It holds something else already, or another process works in it.
         """
         if self.path.exists() and not (self.path.is_dir() and all(_is_beginning(entry.name) for entry in self.path.iterdir())):
             raise ConfigError(f"{str(self.path)!r} exists already; go on with it by --resume, or give another folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._write("config.json", json.loads(config.model_dump_json()))
+        with self.locked():
+            write_json(self.path / "config.json", json.loads(config.model_dump_json()))
 
     def config(self) -> FitConfig:
         """The recorded options.
@@ -74,26 +82,34 @@ class RunFolder:
             InputError: The folder is not a run.
             ConfigError: An option is not known to this version.
         """
-        values = self._read("config.json")
+        values = read_json(self.path / "config.json")
         if values is None:
             raise InputError(f"{str(self.path)!r} is not a run: there is no config.json; make one with hqtl-train fit")
         return FitConfig.parse(values)
 
     def write_data(self, values: dict[str, Any]) -> None:
         """Record labels, split and hashes."""
-        self._write("data.json", values)
+        write_json(self.path / "data.json", values)
 
     def data(self) -> dict[str, Any] | None:
         """What :meth:`write_data` recorded, or None."""
-        return self._read("data.json")
+        return read_json(self.path / "data.json")
 
     def write_result(self, values: dict[str, Any]) -> None:
         """Record the end of the run."""
-        self._write("result.json", values)
+        write_json(self.path / "result.json", values)
 
     def result(self) -> dict[str, Any] | None:
         """The recorded end of the run, or None while it is not finished."""
-        return self._read("result.json")
+        return read_json(self.path / "result.json")
+
+    def write_predictions(self, values: dict[str, Any]) -> None:
+        """Keep the answers of every contender for the images that training did not fit."""
+        write_json(self.path / "predictions.json", values, indent=None)
+
+    def predictions(self) -> dict[str, Any] | None:
+        """What :meth:`write_predictions` kept, or None; its form is that of :func:`training.outcome.predictions_of`."""
+        return read_json(self.path / "predictions.json")
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add the figures of one epoch."""
@@ -113,23 +129,34 @@ class RunFolder:
     def trim_metrics(self, epochs: int) -> None:
         """Keep the first ``epochs`` epochs."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] <= epochs]
-        self._replace("metrics.jsonl", "".join(kept).encode())
+        _replace(self.path / "metrics.jsonl", "".join(kept).encode())
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint."""
-        partial = self.path / ".checkpoint.partial"
+        self.stage_checkpoint(checkpoint)
+        self.commit_checkpoint()
+
+    def stage_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write the next checkpoint beside the one in force."""
+        partial = self.path / _STAGED
         save_file(checkpoint.tensors, partial, metadata={"progress": json.dumps(checkpoint.progress)})
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        partial.replace(self.path / "checkpoint.safetensors")
 
-    def load_checkpoint(self) -> Checkpoint | None:
-        """The last checkpoint, or None before the first epoch has ended.
+    def commit_checkpoint(self) -> None:
+        """Put the staged checkpoint in force."""
+        (self.path / _STAGED).replace(self.path / _CHECKPOINT)
+
+    def load_checkpoint(self, *, staged: bool = False) -> Checkpoint | None:
+        """The checkpoint in force, or None before the first epoch has ended.
+
+        Args:
+            staged: The staged one instead.
 
         Raises:
             InputError: The file is damaged.
         """
-        path = self.path / "checkpoint.safetensors"
+        path = self.path / (_STAGED if staged else _CHECKPOINT)
         if not path.exists():
             return None
         try:
@@ -139,20 +166,40 @@ class RunFolder:
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{str(path)!r} is damaged ({error}); remove the run and train again") from error
 
-    def _write(self, name: str, values: dict[str, Any]) -> None:
-        self._replace(name, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out of the folder meanwhile.
 
-    def _replace(self, name: str, data: bytes) -> None:
-        partial = self.path / f".{name}.partial"
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / name)
+        Raises:
+            ConfigError: Another one works in it.
+        """
+        path = self.path / _LOCK
+        with path.open("ab") as file:
+            if not _lock(file, path):
+                raise ConfigError(f"another process trains in {str(self.path)!r}; wait for it, stop it, or give another folder")
+            try:
+                yield
+            finally:
+                path.unlink()
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        path = self.path / name
-        return _parse(path.read_bytes(), path) if path.exists() else None
+
+def commit_together(folders: Sequence[RunFolder]) -> None:
+    """Mend what a kill between the commits of a stack left: a run that is one epoch behind has its next checkpoint staged.
+
+    Args:
+        folders: Of the stack.
+
+    Raises:
+        InputError: A checkpoint is damaged.
+    """
+    epochs = [_epoch(folder.load_checkpoint()) for folder in folders]
+    for folder, epoch in zip(folders, epochs, strict=True):
+        if epoch < max(epochs) and _epoch(folder.load_checkpoint(staged=True)) == epoch + 1:
+            folder.commit_checkpoint()
+
+
+def _epoch(checkpoint: Checkpoint | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.progress.get("epoch", 0))
 
 
 def _parse(data: bytes, path: Path) -> dict[str, Any]:
@@ -165,8 +212,40 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
     return values
 
 
+def write_json(path: Path, values: dict[str, Any], *, indent: int | None = 2) -> None:
+    """Replace a file of JSON in one step."""
+    _replace(path, (json.dumps(values, indent=indent, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The values in a file of JSON, or None where there is none.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    return _parse(path.read_bytes(), path) if path.exists() else None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _lock(file: BinaryIO, path: Path) -> bool:
+    """Whether the lock could be had, on the file that still lies at ``path``."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
 def _is_beginning(name: str) -> bool:
-    return name == "config.json" or name.endswith(".partial")
+    return name in ("config.json", _LOCK) or name.endswith(".partial")
 
 
 def is_run(path: Path) -> bool:

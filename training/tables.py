@@ -12,13 +12,24 @@ from rich.text import Text
 from training.console import STDOUT
 from training.plan import Plan
 
-__all__ = ["print_backends", "print_confusion", "print_figures", "print_fit", "print_jobs", "print_plans"]
+__all__ = [
+    "print_backbones",
+    "print_backends",
+    "print_confusion",
+    "print_figures",
+    "print_fit",
+    "print_jobs",
+    "print_plans",
+    "print_series",
+]
 
 
 def print_fit(path: Path, result: dict[str, Any]) -> None:
-    """The figures of a finished run, and where its pictures are."""
+    """The figures of a finished run and of its twins, and where its pictures are."""
     rows = {name: result[key] for name, key in (("validation", "val"), ("test", "test"))}
+    rows |= {f"test, {name} twin": twin["test"] for name, twin in result["twins"].items()}
     print_figures({**rows, "test, logistic regression": result["logistic_regression"]})
+    _print_mcnemar(result["mcnemar"])
     print_confusion(result["test"])
     if result["shots"] is not None:
         planned = result["planned"]
@@ -27,6 +38,50 @@ def print_fit(path: Path, result: dict[str, Any]) -> None:
             f"{planned['parameter_sets']:,}), {result['qpu_seconds']:.1f} QPU seconds billed"
         )
     STDOUT.print(f"best epoch {result['best_epoch']} of {result['epochs']}; {path / 'curves.png'}, {path / 'confusion.png'}")
+
+
+def _print_mcnemar(tests: dict[str, dict[str, Any]]) -> None:
+    """One line per twin: who is right where the other is not."""
+    for name, test in tests.items():
+        STDOUT.print(
+            f"against the {name} twin: right alone on {test['only_model']}, the twin on {test['only_twin']} test images; "
+            f"McNemar's exact test p = {test['p_value']:.3g}"
+        )
+
+
+def print_backbones(found: list[dict[str, Any]]) -> None:
+    """One network per row, and whether its published weights lie where torch looks for them."""
+    table = Table("name", "input", Column("size", justify="right"), Column("parameters", justify="right"), "weights", "here", box=None)
+    for each in found:
+        here = "yes" if each["found"] else "no"
+        table.add_row(each["name"], each["input"], str(each["size"]), f"{each['parameters']:,}", Text(each["weights"]), here)
+    STDOUT.print(table)
+
+
+def print_series(path: Path, summary: dict[str, Any]) -> None:
+    """Every run of a series in a row, their means with intervals, and the paired differences to the twins."""
+    table = Table("run", "best epoch", "validation", "test", *(f"{name} twin" for name in summary["twins"]), box=None, pad_edge=False)
+    for row in summary["runs"]:
+        accuracies = [row["val"], row["test"], *(twin["test"] for twin in row["twins"].values())]
+        table.add_row(Text(row["run"]), str(row["best_epoch"]), *(f"{figures['accuracy']:.3f}" for figures in accuracies))
+    STDOUT.print(table)
+    means = Table("mean and 95 % interval", "accuracy", "loss", "ROC AUC", box=None, pad_edge=False)
+    named = {"validation": summary["val"], "test": summary["test"]}
+    named |= {f"test, {name} twin": twin["test"] for name, twin in summary["twins"].items()}
+    for name, figures in {**named, "test, logistic regression": summary["logistic_regression"]}.items():
+        means.add_row(name, *(_with_interval(figures[key]) for key in ("accuracy", "loss", "roc_auc")))
+    for name, figures in summary["paired"].items():
+        means.add_row(f"test, less the {name} twin", _with_interval(figures["accuracy"], "+"), _with_interval(figures["loss"], "+"), "")
+    STDOUT.print(means)
+    _print_mcnemar(summary["mcnemar"] or {})
+    STDOUT.print(f"{path / 'summary.json'}, {path / 'curves.png'}")
+
+
+def _with_interval(value: dict[str, Any] | None, sign: str = "") -> str:
+    if value is None:
+        return "–"
+    low, high = value["interval"] or (None, None)
+    return f"{value['mean']:{sign}.3f}" if low is None else f"{value['mean']:{sign}.3f} ({low:{sign}.3f} – {high:{sign}.3f})"
 
 
 def print_figures(rows: dict[str, dict[str, Any]]) -> None:

@@ -8,25 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from PIL import Image
-from torchvision import models
 
 from hqtl_common.backends.registry import get_backend
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.circuit import qiskit_circuit
 from hqtl_common.classifier import HybridClassifier
 from hqtl_common.errors import InputError, ParityError
-from hqtl_common.preprocess import IMAGE_SUFFIXES, preprocess_batch
+from hqtl_common.manifest import FAMILIARITY
+from hqtl_common.preprocess import preprocess_batch, suffixes_of
 from hqtl_common.records import InferenceBatch
+from hqtl_common.specs import PreprocessSpec
 from hqtl_common.stages import Stage
-from training.backbones import BACKBONES
 from training.export import LOGIT_TOLERANCE, Fused
-from training.head import StatevectorHead
-from training.model import HybridModel
-from training.onnx_export import fold_batch_norm, load_initializers
+from training.qasm import qasm_expvals
+from training.rebuild import rebuild_model
 from training.synth import SynthSpec, synth_patch
+from training.synth_volumes import SynthVolumeSpec, synth_volume
 
 __all__ = ["Check", "verify_bundle"]
 
@@ -35,6 +37,7 @@ F64 = NDArray[np.float64]
 
 _FUSED_TOLERANCE = 1e-5
 _EXPVAL_TOLERANCE = 1e-6
+_TIES = 1.5  # held-out images that rounding may put on the other side of a distance
 _NUM_IMAGES = 4
 _NUM_ANGLES = 32
 
@@ -64,7 +67,7 @@ def verify_bundle(path: Path, images: Path | None = None) -> list[Check]:
 
     Args:
         path: The bundle.
-        images: A folder with photographs to compare on (default: synthetic ones).
+        images: A folder with photographs or volumes to compare on (default: synthetic ones).
 
     Raises:
         BundleError: A file is missing, too many, changed or not legal; nothing was run.
@@ -72,13 +75,14 @@ def verify_bundle(path: Path, images: Path | None = None) -> list[Check]:
         InputError: ``images`` holds no image.
     """
     bundle = ModelBundle.load(path)
-    size = bundle.preprocess.size
-    random = np.random.default_rng(1).normal(size=(_NUM_IMAGES, 3, size, size)).astype(np.float32)
-    real = preprocess_batch(_photographs(images) if images else _synthetic(), bundle.preprocess)
-    reference = _torch_model(bundle)
+    spec = bundle.preprocess
+    random = np.random.default_rng(1).normal(size=(_NUM_IMAGES, *spec.pixels_shape)).astype(np.float32)
+    real = preprocess_batch(_given(images, spec) if images else _synthetic(spec), spec)
+    what = f"{'given' if images else 'synthetic'} {'photographs' if spec.depth is None else 'volumes'}"
+    reference = Fused(*rebuild_model(bundle)).eval()
     checks: list[Check] = []
     with HybridClassifier(bundle) as classifier:
-        for name, pixels in (("random images", random), ("synthetic photographs" if images is None else "given photographs", real)):
+        for name, pixels in (("random images", random), (what, real)):
             staged = classifier.run(InferenceBatch(pixels=pixels)).logits
             assert staged is not None
             with torch.no_grad():
@@ -87,7 +91,28 @@ def verify_bundle(path: Path, images: Path | None = None) -> list[Check]:
             if "model.onnx" in bundle.manifest.files:
                 fused = Stage(bundle.read("model.onnx"), "model.onnx")(pixels)
                 checks.append(Check(f"model.onnx against the stages, logits of {name}", _distance(fused, staged), _FUSED_TOLERANCE))
-    return checks + _head_checks(bundle)
+    return checks + _head_checks(bundle) + _familiarity_checks(bundle)
+
+
+def _familiarity_checks(bundle: ModelBundle) -> list[Check]:
+    """The familiarity of features near the training images and farther off, against distances taken one by one."""
+    if FAMILIARITY not in bundle.manifest.files:
+        return []
+    data = bundle.read(FAMILIARITY)
+    graph = onnx.load_model_from_string(data).graph
+    parts = {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in graph.initializer}
+    if missing := {"mean", "components", "references", "held_out"} - parts.keys():
+        raise ParityError(f"{FAMILIARITY} is not what this version exports ({', '.join(sorted(missing))} missing); export the bundle again")
+    rng = np.random.default_rng(3)
+    near = parts["mean"] + (parts["components"] @ parts["references"][:, :_NUM_ANGLES]).T
+    spread = np.linalg.norm(near, axis=1, keepdims=True) * np.geomspace(1e-3, 1, len(near))[:, None] / np.sqrt(near.shape[1])
+    features = (near + spread * rng.normal(size=near.shape)).astype(np.float32)
+    unit = features / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    offsets = ((unit - parts["mean"]) @ parts["components"])[:, :, None] - parts["references"]
+    distances = (offsets**2).sum(axis=1).min(axis=1)
+    expected = (1 + (parts["held_out"] >= distances[:, None]).sum(axis=1)) / (1 + parts["held_out"].size)
+    found = Stage(data, FAMILIARITY)(features)
+    return [Check("familiarity.onnx against NumPy, familiarity", _distance(found, expected), _TIES / (1 + parts["held_out"].size))]
 
 
 def _head_checks(bundle: ModelBundle) -> list[Check]:
@@ -96,6 +121,7 @@ def _head_checks(bundle: ModelBundle) -> list[Check]:
     others: dict[str, Callable[[], F64]] = {
         "PennyLane default.qubit": lambda: get_backend("pennylane:default.qubit").run(bundle.head, bundle.weights, angles).expvals,
         "Qiskit Statevector": lambda: _qiskit_expvals(bundle, angles),
+        "head.qasm": lambda: qasm_expvals(bundle.read("head.qasm").decode(), angles),
     }
     return [Check(f"statevector against {name}, expvals", _distance(exact, run()), _EXPVAL_TOLERANCE) for name, run in others.items()]
 
@@ -111,35 +137,24 @@ def _qiskit_expvals(bundle: ModelBundle, angles: F64) -> F64:
     return np.array([[state.expectation_value(observable).real for observable in observables] for state in states])
 
 
-def _torch_model(bundle: ModelBundle) -> Fused:
-    """The bundle's weights in torch's own architecture."""
-    info = bundle.manifest.backbone
-    if info.name not in BACKBONES:
-        raise ParityError(f"the bundle's backbone {info.name!r} cannot be computed by torch here; known are {', '.join(BACKBONES)}")
-    network = models.get_model(info.name, weights=None)
-    BACKBONES[info.name].strip(network)
-    backbone = load_initializers(fold_batch_norm(network), bundle.read("backbone.onnx"))
-    head = StatevectorHead(bundle.head, torch.from_numpy(bundle.weights.copy()))
-    model = HybridModel(info.feature_width, len(bundle.labels), head)
-    load_initializers(model.pre_net, bundle.read("pre_net.onnx"))
-    load_initializers(model.post_net, bundle.read("post_net.onnx"))
-    return Fused(backbone, model).eval()
-
-
-def _synthetic() -> list[bytes]:
+def _synthetic(spec: PreprocessSpec) -> list[bytes]:
     encoded = []
     for index in range(_NUM_IMAGES):
-        patch, _ = synth_patch(SynthSpec(), np.random.default_rng([0, index]), crack=index % 2 == 0)
-        buffer = io.BytesIO()
-        Image.fromarray(patch).save(buffer, "PNG")
+        rng, buffer = np.random.default_rng([0, index]), io.BytesIO()
+        if spec.depth is None:
+            patch, _ = synth_patch(SynthSpec(), rng, crack=index % 2 == 0)
+            Image.fromarray(patch).save(buffer, "PNG")
+        else:
+            np.save(buffer, synth_volume(SynthVolumeSpec(), rng, crack=index % 2 == 0))
         encoded.append(buffer.getvalue())
     return encoded
 
 
-def _photographs(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+def _given(folder: Path, spec: PreprocessSpec) -> list[Path]:
+    suffixes = suffixes_of(spec)
+    found = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(suffixes) and path.is_file())
     if not found:
-        raise InputError(f"{str(folder)!r} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        raise InputError(f"{str(folder)!r} holds no {'image' if spec.depth is None else 'volume'} ({' '.join(suffixes)})")
     return found[:: max(1, len(found) // _NUM_IMAGES)][:_NUM_IMAGES]
 
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import training.evaluate
+import training.judges
 from hqtl_common import backend_capabilities
 from hqtl_common.errors import BackendError, BundleError, ConfigError, InputError
 from training.cli import main
@@ -129,7 +129,7 @@ def test_unknown_classes_are_refused_before_anything_runs(
     measure: Measure, foreign: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (foreign / "crack").rename(foreign / "fissure")
-    for judge in (training.evaluate._RunJudge, training.evaluate._BundleJudge):
+    for judge in (training.judges.RunJudge, training.judges.BundleJudge):
         monkeypatch.setattr(judge, "answer", lambda *args: pytest.fail("spent before it was checked"))
     with pytest.raises(InputError, match=r"has the classes fissure, which the model does not know \(crack, no_crack\)"):
         measure(request.getfixturevalue(name), foreign)
@@ -176,7 +176,7 @@ def test_device_without_a_seed_is_used_and_announced(measure: Measure, finished_
 def test_bad_options_are_refused_before_anything_runs(
     measure: Measure, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.evaluate._RunJudge, "answer", lambda *args: pytest.fail("ran before it was checked"))
+    monkeypatch.setattr(training.judges.RunJudge, "answer", lambda *args: pytest.fail("ran before it was checked"))
     with pytest.raises(BackendError, match="unknown backend 'moon'"):
         measure(finished_run, backend="moon")
     with pytest.raises(BackendError, match="has no exact values"):

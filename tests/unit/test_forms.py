@@ -82,7 +82,11 @@ def test_names_of_files(disposition: bytes, filename: str) -> None:
     ("body", "expected", "message"),
     [
         (form(field_part("image", "http://example.org/a.png")), FieldError, "'image': must be a file.*got text"),
-        (form(field_part("colour", "red")), FieldError, "'colour': is unknown; known are image, backend, shots, seed, threshold"),
+        (
+            form(field_part("colour", "red")),
+            FieldError,
+            "'colour': is unknown; known are image, backend, shots, max_shots, seed, threshold, mitigation",
+        ),
         (form(field_part("seed", "1"), field_part("seed", "1")), FieldError, "'seed': is given twice"),
         (form(file_part(b"1", b'name="seed"; filename="s"')), FieldError, "'seed': must be text; got a file"),
         (form(field_part("backend", "x" * 1025)), FieldError, "'backend': must have at most 1,024 bytes"),

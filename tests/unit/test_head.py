@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hqtl_common import HeadSpec, get_backend
 from hqtl_common.errors import CapabilityError, UnknownBackendError
+from tests.heads import heads
 from training.head import Head, QNodeHead, ShiftHead, StatevectorHead, make_head, resolve_diff_method
 
-SPECS = st.builds(HeadSpec, num_qubits=st.integers(2, 5), num_layers=st.integers(1, 3))
+SPECS = heads(5)
 SEEDS = st.integers(0, 2**32 - 1)
 EXACT = [
     ("statevector", "parameter-shift", ShiftHead),
@@ -147,11 +148,58 @@ def test_shift_head_uses_one_job_for_forward_and_backward() -> None:
     assert (head.num_rows, head.num_jobs) == (5 * (2 + 2 * num_parameters), 2)
 
 
-@pytest.mark.parametrize(("method", "points"), [("finite-diff", 17), ("finite-diff-forward", 9), ("spsa", 3)])
+@pytest.mark.parametrize(("method", "points"), [("lean-shift", 10), ("finite-diff", 17), ("finite-diff-forward", 9), ("spsa", 3)])
 def test_rows_of_the_other_methods(method: str, points: int) -> None:
     head = make_head(HeadSpec(), *inputs(HeadSpec(), 0, rows=2)[:1], diff_method=method)
     differentiate(head, inputs(HeadSpec(), 0, rows=2)[1])
     assert (head.num_rows, head.num_jobs) == (2 * points, 1)
+
+
+# ---------------------------------------------------------------- several runs as one head
+
+
+@pytest.mark.parametrize(("backend", "method"), [("statevector", "backprop"), *((backend, method) for backend, method, _ in EXACT)])
+@settings(max_examples=4)
+@given(spec=heads(4), seed=SEEDS, runs=st.integers(1, 3), rows=st.integers(1, 3))
+def test_runs_at_once_are_runs_alone(backend: str, method: str, spec: HeadSpec, seed: int, runs: int, rows: int) -> None:
+    parts = [inputs(spec, seed + run, rows) for run in range(runs)]
+    weights, angles = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+    together = make_head(spec, weights, backend=backend, diff_method=method)
+    rows_of_all = angles.clone().requires_grad_()
+    values = together(rows_of_all)
+    factors = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    to_angles, to_weights = torch.autograd.grad((values * factors).sum(), (rows_of_all, together.weights))
+    assert (together.num_jobs, together.num_rows % (runs * rows)) == (1, 0)
+    for run in range(runs):
+        alone, own = make_head(spec, weights[run], backend=backend, diff_method=method), angles[run].clone().requires_grad_()
+        value = alone(own)
+        expected = (value, *torch.autograd.grad((value * factors[run]).sum(), (own, alone.weights)))
+        for found, wanted in zip((values[run], to_angles[run], to_weights[run]), expected, strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+        assert together.num_rows == runs * alone.num_rows
+
+
+def test_sampled_runs_share_one_job_and_differ_in_their_noise() -> None:
+    spec = HeadSpec()
+    weights, angles = inputs(spec, 0, rows=4)
+    head = make_head(spec, weights.expand(10, -1, -1), shots=100, diff_method="parameter-shift")
+    values, to_angles, _ = differentiate(head, angles.expand(10, -1, -1))
+    assert (head.num_jobs, head.num_rows) == (1, 10 * 4 * 17)
+    assert len(torch.unique(values, dim=0)) == len(torch.unique(to_angles, dim=0)) == 10
+
+
+def test_every_run_draws_its_own_directions() -> None:
+    spec = HeadSpec()
+    weights, angles = inputs(spec, 0, rows=2)
+    head = make_head(spec, weights.expand(5, -1, -1), diff_method="spsa", seed=3)
+    factors = torch.ones(4, dtype=torch.float64)
+    rows = angles.expand(5, -1, -1).clone().requires_grad_()
+    (found,) = torch.autograd.grad((head(rows) @ factors).sum(), rows)
+    assert head.num_rows == 5 * 2 * 3
+    assert len(torch.unique(found.sign(), dim=0)) > 1
+    alone = make_head(spec, weights, diff_method="spsa", seed=3)
+    row = angles.clone().requires_grad_()
+    torch.testing.assert_close(found[0], torch.autograd.grad((alone(row) @ factors).sum(), row)[0])
 
 
 def test_weights_alone_can_be_differentiated() -> None:
@@ -174,7 +222,7 @@ def test_a_head_keeps_its_own_weights() -> None:
     assert list(dict(head.named_parameters())) == list(head.state_dict()) == ["weights"]
 
 
-SHIFTS = ["parameter-shift", "finite-diff", "finite-diff-forward", "spsa"]
+SHIFTS = ["parameter-shift", "lean-shift", "finite-diff", "finite-diff-forward", "spsa"]
 LEGAL = [
     ("statevector", None, ["backprop", *SHIFTS]),
     ("statevector", 100, SHIFTS),
@@ -192,7 +240,7 @@ LEGAL = [
 @pytest.mark.parametrize(("backend", "shots", "legal"), LEGAL)
 def test_which_methods_are_legal(backend: str, shots: int | None, legal: list[str]) -> None:
     assert resolve_diff_method(backend, shots) == resolve_diff_method(backend, shots, "auto") == legal[0]
-    for method in ("backprop", "adjoint", *SHIFTS, "reverse"):
+    for method in ("backprop", "adjoint", *SHIFTS, "commuting", "reverse"):
         if method in legal:
             assert resolve_diff_method(backend, shots, method) == method
         else:

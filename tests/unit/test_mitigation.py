@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from hqtl_common.backends.base import estimate
 from hqtl_common.backends.mitigation import Calibration, Mitigation, coefficients, mitigated, mitigation_of
-from hqtl_common.circuit import z_signs
+from hqtl_common.circuit import z_signs, z_strings
 from hqtl_common.errors import CapabilityError, ConfigError
 
 ERRORS = np.array([[0.02, 0.05], [0.10, 0.03], [0.004, 0.15]])  # p10, p01 of three qubits
 READOUT = Mitigation(readout=True, calibration_shots=4096)
+PRODUCTS = ((1,), (0, 2), (0, 1, 2))
 
 
 def confusion(errors: np.ndarray) -> np.ndarray:
@@ -128,6 +129,44 @@ def test_a_contrast_that_may_be_chance_is_refused() -> None:
         mitigated([estimate(counts[:1], 1)], READOUT, Calibration(*estimate(counts, 1)))
     found, _ = mitigated([estimate(counts[:1], 1)], READOUT, Calibration(*estimate(100 * counts, 1)))
     np.testing.assert_allclose(found, [[1.0]])
+
+
+# ---------------------------------------------------------------- products of Z
+
+
+def test_products_are_read_with_all_their_parts_where_readout_is_inverted() -> None:
+    assert Mitigation().reads(PRODUCTS) == PRODUCTS
+    assert READOUT.reads(PRODUCTS) == ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
+    assert READOUT.reads(((2,), (0,))) == ((0,), (2,))
+
+
+@given(st.integers(0, 2**32))
+def test_products_are_the_tensored_inverse_too(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    errors = rng.uniform(0, 0.3, (3, 2))
+    probabilities = rng.dirichlet(np.ones(8), size=5)
+    read = probabilities @ confusion(errors) @ z_strings(3, READOUT.reads(PRODUCTS))
+    found, covs = mitigated([(read, None)], READOUT, exact_calibration(errors), PRODUCTS)
+    np.testing.assert_allclose(found, probabilities @ z_strings(3, PRODUCTS), atol=1e-12)
+    assert covs is None
+
+
+@pytest.mark.parametrize("calibration_shots", [500, 20_000])
+def test_covariance_of_products_is_what_repeated_experiments_show(calibration_shots: int) -> None:
+    rng = np.random.default_rng(3)
+    probabilities = rng.dirichlet(np.full(8, 0.5))
+    found, covs = [], []
+    for _ in range(1000):
+        counts = rng.multinomial(2000, probabilities @ confusion(ERRORS))
+        read = estimate(counts[None], 3, READOUT.reads(PRODUCTS))
+        value, cov = mitigated([read], READOUT, drawn_calibration(ERRORS, calibration_shots, rng), PRODUCTS)
+        found.append(value[0])
+        assert cov is not None
+        covs.append(cov[0])
+    stated, observed = np.mean(covs, axis=0), np.cov(np.array(found).T)
+    np.testing.assert_allclose(stated, observed, atol=0.15 * np.diagonal(observed).max())
+    scores = (np.array(found) - probabilities @ z_strings(3, PRODUCTS)) / np.sqrt(np.diagonal(covs, axis1=1, axis2=2))
+    assert 0.93 < np.mean(np.abs(scores) < 1.96) < 0.97
 
 
 # ---------------------------------------------------------------- extrapolation

@@ -117,23 +117,23 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.setattr(torch.onnx, "export", chatty)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        to_onnx(PreNet(5, 4), torch.zeros(2, 5), "features", "angles")
+        to_onnx(PreNet(5, HeadSpec()), torch.zeros(2, 5), "features", "angles")
     assert capfd.readouterr() == ("", "")
 
 
 def test_weights_come_back(folded: nn.Module, exported: bytes) -> None:
     twin = load_initializers(fold_batch_norm(random_net(seed=9)), exported)
     assert all(torch.equal(value, folded.state_dict()[key]) for key, value in twin.state_dict().items())
-    pre = PreNet(5, 4)
+    pre = PreNet(5, HeadSpec())
     data = to_onnx(pre, torch.zeros(2, 5), "features", "angles")
-    assert torch.equal(load_initializers(PreNet(5, 4), data).linear.weight, pre.linear.weight)
+    assert torch.equal(load_initializers(PreNet(5, HeadSpec()), data).linear.weight, pre.linear.weight)
 
 
 def test_a_bias_of_zeros_comes_back() -> None:
     """The exporter leaves it out; a module with another bias must get the zeros all the same."""
-    pre = PreNet(5, 4)
+    pre = PreNet(5, HeadSpec())
     nn.init.zeros_(pre.linear.bias)
-    twin = PreNet(5, 4)
+    twin = PreNet(5, HeadSpec())
     nn.init.ones_(twin.linear.bias)
     load_initializers(twin, to_onnx(pre, torch.zeros(2, 5), "features", "angles"))
     features = torch.randn(3, 5)
@@ -150,10 +150,10 @@ class Renamed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(PreNet(5, 3), "linear.weight"), (PreNet(6, 4), "linear.weight"), (Renamed(), "other.weight")]
+    ("module", "name"), [(PreNet(5, HeadSpec(num_qubits=3)), "linear.weight"), (PreNet(6, HeadSpec()), "linear.weight"), (Renamed(), "other.weight")]
 )
 def test_another_architecture_is_refused(module: nn.Module, name: str) -> None:
-    data = to_onnx(PreNet(5, 4), torch.zeros(2, 5), "features", "angles")
+    data = to_onnx(PreNet(5, HeadSpec()), torch.zeros(2, 5), "features", "angles")
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with pytest.raises(ParityError, match=rf"no weight {name} of shape .*another architecture"):
         load_initializers(module, data)
@@ -162,8 +162,8 @@ def test_another_architecture_is_refused(module: nn.Module, name: str) -> None:
 
 def test_a_changed_weight_is_what_comes_back() -> None:
     """load_initializers reads the file: numbers changed there are in the module, so a comparison with the rest can fail."""
-    pre = PreNet(5, 4)
+    pre = PreNet(5, HeadSpec())
     model = onnx.load_model_from_string(to_onnx(pre, torch.zeros(2, 5), "features", "angles"))
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == "linear.weight")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + 1, weight.name))
-    assert torch.equal(load_initializers(PreNet(5, 4), model.SerializeToString()).linear.weight, pre.linear.weight + 1)
+    assert torch.equal(load_initializers(PreNet(5, HeadSpec()), model.SerializeToString()).linear.weight, pre.linear.weight + 1)

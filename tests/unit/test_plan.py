@@ -26,9 +26,10 @@ from training.model import build_model
 from training.plan import PRICES, Counts, Plan, cost_of, evaluate_counts, fit_counts, points_per_image, read_prices
 from training.planning import plan_answers, plan_training
 from training.runs import RunFolder
+from training.stack import make_lineup
 from training.trainer import Trainer, TrainingData
 
-METHODS = ("backprop", "parameter-shift", "finite-diff", "finite-diff-forward", "spsa")
+METHODS = ("backprop", "parameter-shift", "lean-shift", "finite-diff", "finite-diff-forward", "spsa")
 SPECS = st.builds(HeadSpec, num_qubits=st.integers(2, 4), num_layers=st.integers(1, 3))
 FEATURES = 3
 
@@ -95,17 +96,18 @@ def test_a_training_costs_what_was_planned(
     rng = torch.Generator().manual_seed(0)
     data = {name: (torch.rand(n, FEATURES, generator=rng), torch.arange(n) % 2) for name, n in images.items()}
     model, counting = build_model(FEATURES, 2, spec), Counting(shots)
-    head = make_head(spec, model.head.weights) if method == "backprop" else ShiftHead(spec, model.head.weights, counting, method)
-    model = model.with_head(head)
+    weights = model.head.weights[None]
+    head = make_head(spec, weights) if method == "backprop" else ShiftHead(spec, weights, counting, method)
+    lineup = make_lineup([model], head, [0])
     config = FitConfig(data=Path("none"), batch_size=batch_size, epochs=epochs, num_layers=spec.num_layers)
     run = RunFolder(tmp_path_factory.mktemp("runs") / "run")
     run.start(config)
-    Trainer(model, config, run).train(TrainingData(data["train"], data["val"]), lambda figures: None)
+    Trainer(lineup, [config], [run]).train([TrainingData(data["train"], data["val"])], lambda reports: None)
     with torch.no_grad():  # the final figures
         for name in ("val", "test"):
-            model(data[name][0])
+            lineup(data[name][0][None])
     planned = fit_counts(spec, method, images, batch_size=batch_size, epochs=epochs, shots=shots)
-    assert planned == Counts(model.head.num_jobs, model.head.num_rows)
+    assert planned == Counts(head.num_jobs, head.num_rows)
     if method != "backprop":
         assert planned == Counts(len(counting.calls), sum(counting.calls))
 
@@ -246,11 +248,28 @@ def test_alternatives_of_a_training_are_cheaper(photographs: Path) -> None:
     plans = plan_training(config)
     given_ = plans["as given"]
     assert given_.shots == 2000
-    assert set(plans) == {"as given", "a quarter of the shots", "spsa", "4 × the batch size"}
+    assert set(plans) == {"as given", "a quarter of the shots", "spsa", "lean-shift", "4 × the batch size"}
     assert all(plan.qpu_seconds < given_.qpu_seconds for plan in sampled(plans).values())
     assert plans["a quarter of the shots"].executions * 4 == given_.executions
     assert plans["4 × the batch size"].executions == given_.executions
     assert plans["4 × the batch size"].counts.jobs < given_.counts.jobs
+    assert plans["lean-shift"].counts.jobs == given_.counts.jobs
+
+
+def test_the_leaner_method_of_a_plan_is_that_of_the_ansatz(photographs: Path) -> None:
+    options = {"data": photographs, "backend": "ibm:ibm_fez", "epochs": 2, "batch_size": 4}
+    steps, answers = 2 * 28, 2 * 6 + 6 + 6  # 40 images at 70/15/15
+    paper = plan_training(FitConfig.parse(options))
+    assert (paper["as given"].counts.parameter_sets, paper["lean-shift"].counts.parameter_sets) == (
+        17 * steps + answers,
+        10 * steps + answers,
+    )
+    given_ = plan_training(FitConfig.parse({**options, "ansatz": "commuting"}))
+    assert given_["as given"].counts.parameter_sets == 6 * steps + answers  # auto takes the ansatz's own method
+    shifted = plan_training(FitConfig.parse({**options, "ansatz": "commuting", "diff_method": "parameter-shift"}))
+    assert shifted["as given"].counts == paper["as given"].counts
+    assert shifted["commuting"].counts == given_["as given"].counts
+    assert {"commuting", "lean-shift"}.isdisjoint(given_)
 
 
 def test_a_machine_without_shots_takes_the_default_of_1024(photographs: Path) -> None:
@@ -261,5 +280,5 @@ def test_a_machine_without_shots_takes_the_default_of_1024(photographs: Path) ->
 
 
 def test_a_method_that_is_not_legal_is_refused_by_the_plan_too(photographs: Path) -> None:
-    with pytest.raises(CapabilityError, match="legal are parameter-shift, finite-diff, finite-diff-forward, spsa"):
+    with pytest.raises(CapabilityError, match="legal are parameter-shift, lean-shift, finite-diff, finite-diff-forward, spsa"):
         plan_training(FitConfig.parse({"data": photographs, "backend": "ibm:ibm_fez", "diff_method": "backprop"}))

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.plots import plot_confusion, plot_curves, plot_gallery
+from training.plots import plot_confusion, plot_curves, plot_curves_together, plot_gallery
 
 
 def metrics(epochs: int) -> list[dict[str, Any]]:
-    return [{"epoch": e, "train_loss": 0.7 / e, "val_loss": 0.8 / e, "val_accuracy": 1 - 0.5 / e} for e in range(1, epochs + 1)]
+    def line(scale: float, e: int) -> dict[str, Any]:
+        return {"train_loss": 0.7 * scale / e, "val_loss": 0.8 * scale / e, "val_accuracy": 1 - 0.5 * scale / e}
+
+    return [{"epoch": e, **line(1, e), "twins": {"bottleneck": line(0.9, e), "linear": line(0.7, e)}} for e in range(1, epochs + 1)]
 
 
 def picture(path: Path) -> np.ndarray:
@@ -30,7 +33,7 @@ def has_colour(pixels: np.ndarray, colour: tuple[int, int, int]) -> bool:
     return bool((np.abs(pixels.astype(int) - colour).sum(axis=2) < 12).any())
 
 
-BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
+BLUE, ORANGE, GREEN, PINK = (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167)
 
 
 @pytest.mark.parametrize("epochs", [2, 100])
@@ -41,6 +44,23 @@ def test_curves(tmp_path: Path, epochs: int) -> None:
     assert has_colour(pixels[:, :675], BLUE)
     assert has_colour(pixels[:, :675], ORANGE)
     assert has_colour(pixels[:, 675:], ORANGE)
+    for colour in (GREEN, PINK):
+        assert has_colour(pixels[:, :675], colour)
+        assert has_colour(pixels[:, 675:], colour)
+
+
+def test_curves_of_several_runs_of_different_length(tmp_path: Path) -> None:
+    """The band of the model spans the runs, wherever they end."""
+    plot_curves_together([metrics(12), metrics(5), metrics(8)], tmp_path / "several.png")
+    worse = [{**line, "val_accuracy": line["val_accuracy"] - 0.2} for line in metrics(12)]
+    plot_curves_together([metrics(12), worse, metrics(8)], tmp_path / "wider.png")
+    several, wider = picture(tmp_path / "several.png"), picture(tmp_path / "wider.png")
+    for pixels in (several, wider):
+        assert pixels.shape == (540, 1350, 3)
+        for colour in (BLUE, ORANGE, GREEN, PINK):
+            assert has_colour(pixels, colour)
+    band = (250, 223, 204)  # orange at 15 % on white
+    assert sum((np.abs(wider[:, 675:].astype(int) - band).sum(axis=2) < 30).flat) > 5000
 
 
 def test_curves_of_a_single_epoch_show_it(tmp_path: Path) -> None:
@@ -48,7 +68,7 @@ def test_curves_of_a_single_epoch_show_it(tmp_path: Path) -> None:
     plot_curves(metrics(1), 1, tmp_path / "one.png")
     plot_curves([{**metrics(1)[0], "val_accuracy": 0.25}], 1, tmp_path / "other.png")
     left, right = picture(tmp_path / "one.png"), picture(tmp_path / "other.png")
-    axes = (slice(100, 440), slice(790, 1300))
+    axes = (slice(100, 300), slice(790, 1300))
     assert has_colour(left[axes], ORANGE)
     assert left.shape == right.shape
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from torch import Tensor
 from hqtl_common import HeadSpec
 from hqtl_common.errors import ConfigError, InputError
 from training.config import FitConfig
-from training.model import HybridModel, build_model
-from training.runs import Checkpoint, RunFolder, is_run
+from training.head import make_head
+from training.model import build_model
+from training.runs import Checkpoint, RunFolder, commit_together, is_run
+from training.stack import Lineup, make_lineup
 from training.trainer import Trainer, TrainingData
 
 CONFIG = FitConfig(data=Path("photos"), weights="none", epochs=5, seed=3)
@@ -40,7 +44,7 @@ def test_start_records_every_option(run: RunFolder) -> None:
     assert names(run) == ["config.json"]
 
 
-@pytest.mark.parametrize("left", [[], ["config.json"], ["config.json", ".data.json.partial", ".checkpoint.partial"]])
+@pytest.mark.parametrize("left", [[], ["config.json"], ["config.json", ".lock", ".data.json.partial", ".checkpoint.partial"]])
 def test_a_run_that_had_not_begun_is_begun_anew(tmp_path: Path, left: list[str]) -> None:
     for name in left:
         (tmp_path / name).write_text("{}")
@@ -170,42 +174,28 @@ def test_damaged_checkpoint_is_named(run: RunFolder) -> None:
             run.load_checkpoint()
 
 
-def model() -> HybridModel:
-    return build_model(8, 2, HeadSpec(), seed=1)
+def lineup(count: int = 1) -> Lineup:
+    models = [build_model(8, 2, HeadSpec(), seed=seed) for seed in range(1, count + 1)]
+    return make_lineup(models, make_head(HeadSpec(), torch.stack([model.head.weights.detach() for model in models])), range(count))
 
 
 def trained(run: RunFolder) -> Trainer:
     generator = torch.Generator().manual_seed(0)
     data = (torch.randn(9, 8, generator=generator), torch.arange(9) % 2)
-    trainer = Trainer(model(), CONFIG, run)
-    trainer.train(TrainingData(data, data), lambda figures: None)
+    trainer = Trainer(lineup(), [CONFIG], [run])
+    trainer.train([TrainingData(data, data)], lambda reports: None)
     return trainer
 
 
 def test_trainer_goes_on_where_the_checkpoint_stands(run: RunFolder) -> None:
     trained(run)
     run.append_metrics(line(6))  # of an epoch whose checkpoint was not written any more
-    again = Trainer(model(), CONFIG, run)
-    assert (again.epoch, again.finished) == (5, True)
+    again = Trainer(lineup(), [CONFIG], [run])
+    assert (again.epoch, again.runs[0].finished) == (5, True)
     assert [figures["epoch"] for figures in run.metrics()] == [1, 2, 3, 4, 5]
 
 
-def test_order_of_batches_follows_seed_and_epoch_only(run: RunFolder, tmp_path: Path) -> None:
-    def order(trainer: Trainer, epoch: int) -> list[int]:
-        trainer.epoch = epoch
-        batches = list(trainer._batches(11))
-        assert [len(batch) for batch in batches] == [4, 4, 3]
-        return torch.cat(batches).tolist()
-
-    first, again = Trainer(model(), CONFIG, run), Trainer(model(), CONFIG, run)
-    orders = [order(first, epoch) for epoch in range(3)]
-    assert all(sorted(indices) == list(range(11)) for indices in orders)
-    assert len({tuple(indices) for indices in orders}) == 3, "each epoch takes another order"
-    assert [order(again, epoch) for epoch in (2, 0, 1)] == [orders[2], orders[0], orders[1]]
-    assert order(Trainer(model(), CONFIG.model_copy(update={"seed": 4}), run), 0) != orders[0]
-
-
-@pytest.mark.parametrize("key", ["model.pre_net.linear.weight", "best.head.weights"])
+@pytest.mark.parametrize("key", ["model.pre_net.linear.weight", "best.head.weights", "twins.linear.outer.bias", "optimizer.float64.mean"])
 def test_checkpoint_of_something_else_is_refused(run: RunFolder, key: str) -> None:
     trained(run)
     checkpoint = run.load_checkpoint()
@@ -216,7 +206,82 @@ def test_checkpoint_of_something_else_is_refused(run: RunFolder, key: str) -> No
     for tensors in (without, wrong, {name: value for name, value in without.items() if not name.startswith(part)}):
         run.save_checkpoint(Checkpoint(tensors, checkpoint.progress))
         with pytest.raises(InputError, match=r"checkpoint of .* does not fit the model"):
-            Trainer(model(), CONFIG, run)
+            Trainer(lineup(), [CONFIG], [run])
     run.save_checkpoint(Checkpoint(checkpoint.tensors, {"epoch": 3}))
     with pytest.raises(InputError, match=r"checkpoint of .* does not fit the model"):
-        Trainer(model(), CONFIG, run)
+        Trainer(lineup(), [CONFIG], [run])
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[RunFolder]:
+    """Two runs whose checkpoints of epoch 3 are in force."""
+    runs = [RunFolder(tmp_path / name) for name in ("first", "second")]
+    for run in runs:
+        run.start(CONFIG)
+        run.save_checkpoint(Checkpoint(TENSORS, {"epoch": 3}))
+    return runs
+
+
+def epochs(runs: list[RunFolder]) -> list[int]:
+    return [checkpoint.progress["epoch"] for run in runs if (checkpoint := run.load_checkpoint())]
+
+
+def test_kill_between_the_commits_of_a_stack_is_mended(pair: list[RunFolder]) -> None:
+    for run in pair:
+        run.stage_checkpoint(Checkpoint(TENSORS, {"epoch": 4}))
+    assert epochs(pair) == [3, 3]
+    commit_together(pair)
+    assert epochs(pair) == [3, 3], "as long as none was put in force, the epoch has not happened"
+    pair[1].commit_checkpoint()
+    commit_together(pair)
+    assert epochs(pair) == [4, 4]
+    commit_together(pair)
+    assert epochs(pair) == [4, 4]
+
+
+def test_run_that_stopped_early_stays_behind(pair: list[RunFolder]) -> None:
+    pair[0].save_checkpoint(Checkpoint(TENSORS, {"epoch": 4}))
+    commit_together(pair)
+    assert epochs(pair) == [4, 3]
+    pair[1].stage_checkpoint(Checkpoint(TENSORS, {"epoch": 7}))  # of no epoch that this stack could have staged
+    commit_together(pair)
+    assert epochs(pair) == [4, 3]
+
+
+def test_runs_at_different_epochs_are_not_trained_together(run: RunFolder, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"epochs": 9})
+    other = RunFolder(tmp_path / "other")
+    other.start(config)
+    trained(run)
+    with pytest.raises(InputError, match="stand at different epochs"):
+        Trainer(lineup(2), [config, config], [run, other])
+
+
+def test_one_process_per_folder(run: RunFolder) -> None:
+    with run.locked(), pytest.raises(ConfigError, match="another process trains in"), RunFolder(run.path).locked():
+        pass
+    with run.locked():
+        assert names(run) == [".lock", "config.json"]
+    assert names(run) == ["config.json"]
+
+
+def test_lock_of_a_killed_process_locks_nobody_out(run: RunFolder) -> None:
+    holder = """
+import sys, time
+from pathlib import Path
+from training.runs import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    print(1, flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", holder, str(run.path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        with pytest.raises(ConfigError, match="another process trains in"):
+            RunFolder(run.path).start(CONFIG)
+        process.kill()
+        process.wait()
+    assert ".lock" in names(run)
+    with run.locked():
+        pass
+    assert names(run) == ["config.json"]

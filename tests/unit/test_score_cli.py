@@ -151,11 +151,12 @@ def test_signal_stops_after_the_chunk_and_tells_how_to_go_on(
 ) -> None:
     before = signal.getsignal(number)
     monkeypatch.setattr(Lines, "begin", lambda self, total, done: os.kill(os.getpid(), number))
-    answer = score(photos, "--bundle", bundle.path, "--out", tmp_path / "a b", "--shots", "9", "--json")
+    answer = score(photos, "--bundle", bundle.path, "--out", tmp_path / "a b", "--shots", "9", "--json", "--no-report", "--tiles")
     monkeypatch.undo()
     assert answer.exit_code == 130
     assert json.loads(answer.stdout)["complete"] is False
-    assert f"go on with: hqtl-score {photos} --bundle {bundle.path} --out '{tmp_path}/a b' --shots 9 --resume --json\n" in answer.stderr
+    options = "--shots 9 --tiles 0 --no-report --resume --json"
+    assert f"go on with: hqtl-score {photos} --bundle {bundle.path} --out '{tmp_path}/a b' {options}\n" in answer.stderr
     assert signal.getsignal(number) is before
     assert score(photos, "--bundle", bundle.path, "--out", tmp_path / "a b", "--resume").exit_code == 0
 

@@ -7,32 +7,37 @@ import errno
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hqtl_common import ExecutionRecord, ModelBundle, Prediction
+from hqtl_common import ExecutionRecord, HeadSpec, ModelBundle, Prediction
 from hqtl_common.errors import ConfigError, InputError, UnknownBackendError
 from serving.errors import OutputError
+from serving.scoring.answers import Failure, ScoredChunk
 from serving.scoring.listing import Segment
 from serving.scoring.options import Options, Request, resolve
 from serving.scoring.outputs import ResultWriter
-from serving.scoring.pipeline import Failure, ScoredChunk
 from serving.scoring.rows import csv_columns, csv_line, csv_values, jsonl_line, make_row
+from serving.scoring.seen import Seen
 from serving.scoring.state import CSV, JSONL, STATE, Position, State, holds_only_a_start, load_state, save_state
 from serving.scoring.storage import locked, open_at, replace_file
-from serving.scoring.tally import Tally, add_chunk, margin_of
+from serving.scoring.tally import Tally, add_chunk
 
 LABELS = ("crack", "no_crack")
+HEAD = HeadSpec()
 RECORD = ExecutionRecord("aer", "aer", shots=100, seed=7, num_rows=2, wall_seconds=0.25)
 OPTIONS = Options(backend="aer", shots=100, seed=7, batch_size=4, chunk_size=4, threshold=0.5)
 PATH = st.binary(min_size=1, max_size=40).map(lambda path: path.replace(b"\0", b"\r"))
 
 
-def prediction(probability: float = 0.75, interval: tuple[float, float] | None = None) -> Prediction:
+def prediction(probability: float = 0.75, interval: tuple[float, float] | None = None, **fields: Any) -> Prediction:
     return Prediction(
         label="crack",
         probability=probability,
@@ -43,11 +48,12 @@ def prediction(probability: float = 0.75, interval: tuple[float, float] | None =
         expval_stds=None if interval is None else np.full(4, 0.01),
         logits=np.array([1.0, -1.0]),
         execution=RECORD,
+        **fields,
     )
 
 
-def chunk(paths: tuple[bytes, ...] = (b"a.png", b"bad.png"), listing_end: int = 14) -> ScoredChunk:
-    answers = tuple(Failure("ImageDecodeError", "not an image") if b"bad" in path else prediction() for path in paths)
+def chunk(paths: tuple[bytes, ...] = (b"a.png", b"bad.png"), listing_end: int = 14, **fields: Any) -> ScoredChunk:
+    answers = tuple(Failure("ImageDecodeError", "not an image") if b"bad" in path else prediction(**fields) for path in paths)
     return ScoredChunk(paths, answers, RECORD, listing_end)
 
 
@@ -55,8 +61,10 @@ def fresh(files: int = 2) -> State:
     return State(folder="/data", bundle_sha256="0" * 64, versions={}, options=OPTIONS, segments=(Segment(files, 14),))
 
 
-def writer(out: Path, state: State) -> ResultWriter:
-    return ResultWriter(out, state, LABELS, 4, {"crack": 0.5, "no_crack": 0.5})
+@contextmanager
+def writer(out: Path, state: State) -> Iterator[ResultWriter]:
+    with closing(Seen(out, state.position.files)) as seen, ResultWriter(out, state, LABELS, HEAD, seen, "crack") as results:
+        yield results
 
 
 @given(path=PATH, message=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
@@ -66,7 +74,7 @@ def test_every_name_survives_in_both_files(path: bytes, message: str) -> None:
     assert line.isascii()
     assert line.count(b"\n") == 1
     assert os.fsencode(json.loads(line)["path"]) == path
-    header, data = csv_columns(LABELS, 4), csv_line(csv_values(row, LABELS, 4))
+    header, data = csv_columns(LABELS, HEAD), csv_line(csv_values(row, LABELS, HEAD))
     (cells,) = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
     assert dict(zip(header, cells, strict=True))["path"].encode("utf-8", "surrogateescape") == path
     assert cells[-1] == message
@@ -75,8 +83,8 @@ def test_every_name_survives_in_both_files(path: bytes, message: str) -> None:
 @pytest.mark.parametrize("interval", [None, (0.7, 0.8)])
 def test_both_files_say_the_same(interval: tuple[float, float] | None) -> None:
     row = json.loads(jsonl_line(make_row(b"a.png", prediction(interval=interval))))
-    cells = csv_line(csv_values(row, LABELS, 4)).decode().rstrip("\n").split(",")
-    flat = dict(zip(csv_columns(LABELS, 4), cells, strict=True))
+    cells = csv_line(csv_values(row, LABELS, HEAD)).decode().rstrip("\n").split(",")
+    flat = dict(zip(csv_columns(LABELS, HEAD), cells, strict=True))
     assert row["error"] is None
     assert [float(flat[f"expval_{k}"]) for k in range(4)] == row["expvals"]
     assert [float(flat[f"angle_{k}"]) for k in range(4)] == row["angles"]
@@ -109,7 +117,7 @@ def test_header_is_written_once_however_often_a_run_begins(tmp_path: Path) -> No
     for _ in range(2):
         with writer(tmp_path, fresh()):
             pass
-    assert (tmp_path / CSV).read_bytes() == csv_line(csv_columns(LABELS, 4))
+    assert (tmp_path / CSV).read_bytes() == csv_line(csv_columns(LABELS, HEAD))
 
 
 def test_file_shorter_than_recorded_is_refused(tmp_path: Path) -> None:
@@ -202,10 +210,28 @@ def test_failures_of_the_file_system_name_the_file(tmp_path: Path) -> None:
         open_at(tmp_path, 0)
 
 
+def test_reasons_of_a_review_stand_in_both_files() -> None:
+    row = make_row(b"a.png", prediction(0.55, boundary=0.5, familiarity=0.25, unfamiliar=True, calibration="aer at 100 shots"))
+    flat = dict(zip(csv_columns(LABELS, HEAD), csv_values(row, LABELS, HEAD), strict=True))
+    assert (row["review"], flat["review"]) == (["unfamiliar", "close"], "unfamiliar close")
+    assert (row["familiarity"], flat["familiarity"], flat["calibration"]) == (0.25, 0.25, "aer at 100 shots")
+    plain = csv_values(make_row(b"a.png", prediction()), LABELS, HEAD)
+    assert dict(zip(csv_columns(LABELS, HEAD), plain, strict=True))["review"] is None
+
+
+def test_every_angle_has_a_column_also_where_there_are_more_than_qubits() -> None:
+    head = HeadSpec(embedding="reuploading", num_layers=3)
+    row = make_row(b"a.png", prediction()) | {"angles": list(range(12))}
+    flat = dict(zip(csv_columns(LABELS, head), csv_values(row, LABELS, head), strict=True))
+    assert [flat[f"angle_{k}"] for k in range(12)] == list(range(12))
+    failed = csv_values(make_row(b"a.png", Failure("InputError", "gone")), LABELS, head)
+    assert len(failed) == len(csv_columns(LABELS, head))
+
+
 def test_tally_counts_and_sums_executions() -> None:
     tally = Tally()
     for _ in range(4):
-        tally = add_chunk(tally, chunk((b"a.png", b"bad.png", b"b.png")), {"crack": 0.7, "no_crack": 0.3})
+        tally = add_chunk(tally, chunk((b"a.png", b"bad.png", b"b.png"), boundary=0.7))
     assert (tally.labels, tally.errors, tally.doubtful) == ({"crack": 8}, {"ImageDecodeError": 4}, 8)
     assert len(tally.review) == 5
     assert tally.failed == ("bad.png",) * 4
@@ -213,22 +239,20 @@ def test_tally_counts_and_sums_executions() -> None:
     assert (execution["num_rows"], execution["num_jobs"], execution["backend_used"]) == (8, 4, "aer")
     assert "wall_seconds" not in execution
     other = ScoredChunk((), (), ExecutionRecord("aer", "statevector", shots=None, seed=None, num_rows=3, reason="down"), 0)
-    assert [item["backend_used"] for item in add_chunk(tally, other, {}).executions] == ["aer", "statevector"]
-    assert add_chunk(tally, ScoredChunk((), (), None, 0), {}).executions == tally.executions
+    assert [item["backend_used"] for item in add_chunk(tally, other).executions] == ["aer", "statevector"]
+    assert add_chunk(tally, ScoredChunk((), (), None, 0)).executions == tally.executions
 
 
-@pytest.mark.parametrize(
-    ("probability", "interval", "boundaries", "expected"),
-    [
-        (0.75, None, {"crack": 0.5}, 0.15),
-        (0.55, None, {"crack": 0.5}, -0.05),
-        (0.75, (0.45, 0.9), {"crack": 0.5}, -0.05),
-        (0.75, (0.7, 0.8), {"crack": 0.2}, 0.5),
-        (0.75, None, {}, 0.4),
-    ],
-)
-def test_margin(probability: float, interval: tuple[float, float] | None, boundaries: dict[str, float], expected: float) -> None:
-    assert margin_of(prediction(probability, interval), boundaries) == pytest.approx(expected)
+def test_tally_names_the_least_familiar_and_knows_when_it_cannot() -> None:
+    assert add_chunk(Tally(), chunk()).unfamiliar is None  # the bundle holds no reference
+    tally = add_chunk(Tally(), chunk(familiarity=0.5, calibration="one"))
+    assert (tally.unfamiliar, tally.strangers, tally.calibrations) == (0, (), ("one",))
+    for level in range(7):
+        paths = (b"f%d.png" % level,)
+        tally = add_chunk(tally, chunk(paths, familiarity=0.02 - level / 1000, unfamiliar=True, calibration="another"))
+    assert tally.unfamiliar == 7
+    assert [path for _, path in tally.strangers] == ["f6.png", "f5.png", "f4.png", "f3.png", "f2.png"]
+    assert tally.calibrations == ("another", "one")
 
 
 def test_options_come_from_the_record_or_from_the_defaults(bundle: ModelBundle) -> None:

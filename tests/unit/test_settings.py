@@ -32,14 +32,36 @@ def test_every_variable_is_read() -> None:
         "HQTL_MAX_REQUESTS": "7",
         "HQTL_MAX_BATCH": "8",
         "HQTL_THREADS": "9",
+        "HQTL_DECODERS": "10",
+        "HQTL_DECODE_TIMEOUT_S": "1.5",
         "HQTL_DEADLINE_S": "2.5",
+        "HQTL_KEYS": "/etc/hqtl/keys.json",
+        "HQTL_INSECURE_NO_AUTH": "0",
+        "HQTL_JOBS": "/var/lib/hqtl/jobs.sqlite",
+        "HQTL_MODEL_NAME": "cracks-2",
+        "HQTL_UI": "1",
+        "HQTL_JOBS_KEEP_DAYS": "11.5",
+        "HQTL_JOBS_POLL_S": "12.5",
+        "HQTL_JOBS_SETTLE_S": "13.5",
+        "HQTL_MAX_WAITING_JOBS": "14",
+        "HQTL_MAX_RUNNING_JOBS": "15",
+        "HQTL_WEBHOOK_HOSTS": "Hooks.example.org, other.example.org:8443",
+        "HQTL_WEBHOOK_SECRET": "a secret of some length",
+        "HQTL_WEBHOOK_PRIVATE": "1",
+        "HQTL_MAX_INSPECT_BYTES": "16",
+        "HQTL_MAX_INSPECT_PIXELS": "17",
+        "HQTL_MAX_TILES": "18",
     }
     assert set(values) | set(BUNDLE) == {f"HQTL_{name.upper()}" for name in ServiceSettings.model_fields}
     settings = ServiceSettings.from_environment({**BUNDLE, **values})
     assert settings.backends == ("aer", "pennylane:lightning.qubit")
     assert settings.default_backend == "aer"
-    numbers = settings.model_dump(exclude={"bundle", "backends"})
-    assert list(numbers.values()) == [1000, 2000, 3, 4000, 5, 6, 7, 8, 9, 2.5]
+    assert (settings.keys, settings.insecure_no_auth) == (Path("/etc/hqtl/keys.json"), False)
+    assert (settings.jobs, settings.webhook_private) == (Path("/var/lib/hqtl/jobs.sqlite"), True)
+    assert settings.webhook_hosts == ("hooks.example.org", "other.example.org:8443")
+    numbers = [value for value in settings.model_dump().values() if isinstance(value, int | float) and not isinstance(value, bool)]
+    assert numbers == [1000, 2000, 3, 4000, 5, 6, 7, 8, 9, 10, 1.5, 2.5, 11.5, 12.5, 13.5, 14, 15, 16, 17, 18]
+    assert "a secret" not in f"{settings} {settings!r} {settings.model_dump_json()}"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +78,9 @@ def test_every_variable_is_read() -> None:
         ("HQTL_MAX_IMAGES", "1.5"),
         ("HQTL_MAX_SHOTS", "10000001"),
         ("HQTL_THREADS", "0"),
+        ("HQTL_DECODE_TIMEOUT_S", "0"),
+        ("HQTL_KEYS", ""),
+        ("HQTL_INSECURE_NO_AUTH", "maybe"),
         ("HQTL_DEADLINE_S", "nan"),
         ("HQTL_DEADLINE_S", "inf"),
         ("HQTL_DEADLINE_S", "60"),
@@ -69,6 +94,11 @@ def test_a_wrong_value_names_the_variable_what_was_expected_and_what_came(variab
     assert message.startswith(f"{variable} must be ")
     assert f"got {value!r}" in message
     assert "\n" not in message
+
+
+def test_keys_and_no_authentication_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="HQTL_KEYS and HQTL_INSECURE_NO_AUTH exclude each other"):
+        ServiceSettings.from_environment({**BUNDLE, "HQTL_KEYS": "k", "HQTL_INSECURE_NO_AUTH": "1"})
 
 
 def test_all_wrong_values_are_named_at_once() -> None:
@@ -94,6 +124,25 @@ def test_settings_are_frozen_and_refuse_unknown_fields() -> None:
         ServiceSettings(bundle=Path("b"), cores=3)  # type: ignore[call-arg]
 
 
-def test_paid_backends_are_refused_at_the_start() -> None:
-    with pytest.raises(ConfigError, match=r"HQTL_BACKENDS.*ibm:ibm_fez is paid"):
-        ServiceSettings.from_environment({"HQTL_BUNDLE": "bundle", "HQTL_BACKENDS": "statevector,ibm:ibm_fez"})
+@pytest.mark.parametrize("more", [{}, {"HQTL_JOBS": "jobs.sqlite", "HQTL_INSECURE_NO_AUTH": "1"}])
+def test_paid_backends_need_a_file_for_what_they_spend_and_keys(more: dict[str, str]) -> None:
+    paid = {**BUNDLE, "HQTL_BACKENDS": "statevector,ibm:ibm_fez"}
+    with pytest.raises(ConfigError, match=r"ibm:ibm_fez of HQTL_BACKENDS is paid: it needs HQTL_JOBS"):
+        ServiceSettings.from_environment({**paid, **more})
+    assert ServiceSettings.from_environment({**paid, "HQTL_JOBS": "jobs.sqlite"}).backends[1] == "ibm:ibm_fez"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"HQTL_WEBHOOK_SECRET": "x" * 16},
+        {"HQTL_JOBS": "j"},
+        {"HQTL_JOBS": "j", "HQTL_WEBHOOK_SECRET": "short-secret"},
+        {"HQTL_JOBS": "j", "HQTL_WEBHOOK_SECRET": "x" * 16, "HQTL_WEBHOOK_HOSTS": "https://hooks.example.org/"},
+        {"HQTL_JOBS": "j", "HQTL_WEBHOOK_SECRET": "x" * 16, "HQTL_WEBHOOK_HOSTS": "hooks.example.org,*"},
+    ],
+)
+def test_web_hooks_need_jobs_a_secret_and_plain_hosts(more: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="HQTL_WEBHOOK_HOSTS") as caught:
+        ServiceSettings.from_environment({**BUNDLE, "HQTL_WEBHOOK_HOSTS": "hooks.example.org", **more})
+    assert "short-secret" not in str(caught.value)

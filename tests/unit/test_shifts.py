@@ -7,8 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hqtl_common.backends.statevector import probabilities
+from hqtl_common.circuit import generators, single_zs, z_strings
 from hqtl_common.errors import ConfigError
-from hqtl_common.shifts import SHIFT_METHODS, ShiftTable, finite_diff, forward_only, parameter_shift, shift_table, spsa
+from hqtl_common.shifts import (
+    SHIFT_METHODS,
+    ShiftTable,
+    commuting,
+    finite_diff,
+    forward_only,
+    head_table,
+    lean_shift,
+    parameter_shift,
+    spsa,
+)
+from hqtl_common.specs import HeadSpec
+from tests.heads import commuting_heads, layered_heads
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -65,7 +79,7 @@ def test_finite_difference_converges_with_its_order(central: bool, order: int) -
 def test_default_finite_difference_errs_by_a_sixth_of_the_squared_step(seed: int, num_parameters: int) -> None:
     function, theta = problem(seed, num_parameters)
     bound = np.abs(function.factors).sum(axis=1) * 0.01**2 / 6 + 1e-10  # |f'''| ≤ Σ|a| for frequencies 0 and 1
-    assert (np.abs(estimated(shift_table("finite-diff", num_parameters, None), function, theta) - function.jacobian(theta)) <= bound).all()
+    assert (np.abs(estimated(finite_diff(num_parameters), function, theta) - function.jacobian(theta)) <= bound).all()
 
 
 def test_spsa_is_unbiased_up_to_its_step() -> None:
@@ -118,11 +132,14 @@ def test_forward_only_has_no_gradient() -> None:
 
 def test_default_tables_have_the_points_of_their_methods() -> None:
     rng = np.random.default_rng(0)
-    assert {name: shift_table(name, 8, rng).num_points for name in SHIFT_METHODS} == {
+    heads = {name: HeadSpec(ansatz="commuting") if name == "commuting" else HeadSpec() for name in SHIFT_METHODS}
+    assert {name: head_table(name, spec, rng).num_points for name, spec in heads.items()} == {
         "parameter-shift": 17,
         "finite-diff": 17,
         "finite-diff-forward": 9,
         "spsa": 3,
+        "lean-shift": 10,
+        "commuting": 6,
     }
 
 
@@ -138,19 +155,74 @@ def test_other_errors() -> None:
     with pytest.raises(ConfigError, match="at least 1 direction; got 0"):
         spsa(2, np.random.default_rng(0), directions=0)
     with pytest.raises(ConfigError, match=rf"one of {', '.join(SHIFT_METHODS)}; got 'backprop'"):
-        shift_table("backprop", 2, np.random.default_rng(0))
+        head_table("backprop", HeadSpec(), np.random.default_rng(0))
+    with pytest.raises(ConfigError, match="real_amplitudes; got commuting"):
+        head_table("lean-shift", HeadSpec(ansatz="commuting"), np.random.default_rng(0))
+    with pytest.raises(ConfigError, match="got the ansatz real_amplitudes"):
+        head_table("commuting", HeadSpec(), np.random.default_rng(0))
 
 
 def test_steps_are_those_asked_for() -> None:
     rng = np.random.default_rng(0)
     for method in ("finite-diff", "finite-diff-forward", "spsa"):
-        assert np.abs(shift_table(method, 3, rng, 0.25).offsets).max() == 0.25
-    assert shift_table("finite-diff-forward", 3, rng).offsets.min() == 0
-    with pytest.raises(ConfigError, match="no step"):
-        shift_table("parameter-shift", 3, rng, 0.25)
+        assert np.abs(head_table(method, HeadSpec(), rng, 0.25).offsets).max() == 0.25
+    assert head_table("finite-diff-forward", HeadSpec(), rng).offsets.min() == 0
+    for method, ansatz in (("parameter-shift", "real_amplitudes"), ("lean-shift", "real_amplitudes"), ("commuting", "commuting")):
+        with pytest.raises(ConfigError, match=f"{method} has no step"):
+            head_table(method, HeadSpec(ansatz=ansatz), rng, 0.25)
 
 
 @pytest.mark.parametrize("method", ["finite-diff", "finite-diff-forward", "spsa"])
 def test_a_step_of_zero_is_refused_and_not_replaced(method: str) -> None:
     with pytest.raises(ConfigError, match="above 0"):
-        shift_table(method, 3, np.random.default_rng(0), 0.0)
+        head_table(method, HeadSpec(), np.random.default_rng(0), 0.0)
+
+
+# ---------------------------------------------------------------- tables of a head
+
+
+def of_head(table: ShiftTable, spec: HeadSpec, theta: np.ndarray) -> np.ndarray:
+    """The Jacobian (B, P, n) that a table makes of the exact head."""
+    rows = table.rows(theta)
+    weights = rows[:, spec.num_angles :].reshape(-1, *spec.weights_shape)
+    signs = z_strings(spec.num_qubits, table.observables or single_zs(spec.num_qubits))
+    return table.jacobian(probabilities(spec, weights, rows[:, : spec.num_angles]) @ signs)
+
+
+def parameters(spec: HeadSpec, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-4, 4, size=(2, spec.num_angles + spec.num_weights))
+
+
+@given(spec=layered_heads(5), seed=SEEDS)
+def test_lean_shift_is_parameter_shift_with_fewer_points(spec: HeadSpec, seed: int) -> None:
+    theta, full = parameters(spec, seed), parameter_shift(spec.num_angles + spec.num_weights)
+    table = lean_shift(spec)
+    np.testing.assert_allclose(of_head(table, spec, theta), of_head(full, spec, theta), atol=1e-12)
+    assert full.num_points - table.num_points == 2 * spec.num_qubits - 1
+
+
+@given(spec=commuting_heads(6), seed=SEEDS)
+def test_commuting_is_parameter_shift_with_two_points_and_two_per_control(spec: HeadSpec, seed: int) -> None:
+    theta, full = parameters(spec, seed), parameter_shift(spec.num_angles + spec.num_weights)
+    table = commuting(spec)
+    np.testing.assert_allclose(of_head(table, spec, theta), of_head(full, spec, theta), atol=1e-12)
+    assert table.num_points == 2 + 2 * spec.num_controls
+    assert table.observables is not None
+    assert table.observables[: spec.num_qubits] == single_zs(spec.num_qubits)
+    assert len(set(table.observables)) == len(table.observables) == spec.num_qubits + sum(bool(one.controls) for one in generators(spec))
+
+
+@pytest.mark.parametrize("method", ["parameter-shift", "finite-diff-forward", "spsa", "lean-shift", "commuting"])
+def test_a_table_without_the_angles_is_that_of_the_weights_alone(method: str) -> None:
+    spec = HeadSpec(num_layers=2, ansatz="commuting" if method == "commuting" else "real_amplitudes")
+    theta = parameters(spec, 0)
+    whole = head_table(method, spec, np.random.default_rng(0))
+    part = whole.without(spec.num_angles)
+    assert part.num_points == {"parameter-shift": 17, "finite-diff-forward": 9, "spsa": 3, "lean-shift": 10, "commuting": 2}[method]
+    if method == "spsa":
+        return  # moving the angles as well gives another estimate
+    rows = np.repeat(theta, part.num_points, axis=0)
+    rows[:, spec.num_angles :] = part.rows(theta[:, spec.num_angles :])
+    signs = z_strings(spec.num_qubits, part.observables or single_zs(spec.num_qubits))
+    values = probabilities(spec, rows[:, spec.num_angles :].reshape(-1, *spec.weights_shape), rows[:, : spec.num_angles]) @ signs
+    np.testing.assert_allclose(part.jacobian(values), of_head(whole, spec, theta)[:, spec.num_angles :], atol=1e-12)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import click
 
 from hqtl_common import __version__
-from training.cli.bundles import export, inspect, verify
+from training.cli.backbone import backbones, explain
+from training.cli.bundles import calibrate, export, inspect, verify
 from training.cli.data import data, quickstart
+from training.cli.experiments import compare, report
 from training.cli.fitting import evaluate, fit
 from training.cli.hardware import backends, jobs, plan, rehearse
+from training.cli.paper import paper
 
 __all__ = ["main"]
 
@@ -23,5 +26,6 @@ def main() -> None:
     """Train, measure and export hybrid quantum transfer-learning classifiers."""
 
 
-for _command in (fit, evaluate, export, verify, inspect, data, backends, plan, jobs, rehearse, quickstart):
+_MODELS = (fit, evaluate, export, calibrate, verify, inspect, explain, backbones)
+for _command in (*_MODELS, data, backends, plan, jobs, rehearse, compare, paper, report, quickstart):
     main.add_command(_command)

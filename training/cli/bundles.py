@@ -1,4 +1,4 @@
-"""``hqtl-train export``, ``verify`` and ``inspect``."""
+"""``hqtl-train export``, ``calibrate``, ``verify`` and ``inspect``."""
 
 from __future__ import annotations
 
@@ -8,26 +8,125 @@ from pathlib import Path
 
 import click
 
-from training.cli.common import FOLDER, JSON_OPTION, PATH, reported
+from training.cli.common import BACKEND_OPTIONS, FOLDER, JSON_OPTION, LIMIT_OPTIONS, MACHINE_OPTIONS, PARTLY, PATH, options, reported
 
-__all__ = ["export", "inspect", "verify"]
+__all__ = ["calibrate", "export", "inspect", "verify"]
+
+_RULE_OPTIONS = (
+    click.option("--recall", type=float, metavar="SHARE", help="Choose the threshold that finds this share of the positive images."),
+    click.option("--cost-miss", type=float, metavar="COST", help="Choose the threshold by costs: of a positive image missed …"),
+    click.option("--cost-false-alarm", type=float, metavar="COST", help="… and of a false alarm."),
+)
 
 
 @click.command()
 @click.argument("run", type=FOLDER)
 @click.argument("bundle", type=PATH)
 @click.option("--fuse", is_flag=True, help="Add model.onnx: image tensor to logits through the exact head, in one file.")
+@options(_RULE_OPTIONS)
+@click.option(
+    "--familiarity-level",
+    "level",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.02,
+    show_default=True,
+    help="Share of images like those of the training that may be called unfamiliar.",
+)
+@options(MACHINE_OPTIONS)
 @JSON_OPTION
 @reported
-def export(run: Path, bundle: Path, fuse: bool, as_json: bool) -> None:
-    """Write the best model of RUN as the folder BUNDLE, and check it against torch."""
+def export(
+    run: Path,
+    bundle: Path,
+    fuse: bool,
+    recall: float | None,
+    cost_miss: float | None,
+    cost_false_alarm: float | None,
+    level: float,
+    device: str | None,
+    cache_dir: Path | None,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Write the best model of RUN as the folder BUNDLE, and check it against torch.
+
+    Temperature, threshold and what images look familiar come from the images of RUN, whose features are taken from the cache.
+    """
+    from training.calibration import ThresholdRule
     from training.export import export_run
 
-    files = export_run(run, bundle, fused=fuse).manifest.files
+    rule = ThresholdRule(recall, cost_miss, cost_false_alarm)
+    made = export_run(run, bundle, fused=fuse, rule=rule, level=level, cache_folder=cache_dir, device=device or "auto")
+    files = made.manifest.files
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle), "files": {name: entry.model_dump() for name, entry in files.items()}}))
+        return
+    from training.calibration_tables import print_calibrations
+
+    print_calibrations(made.manifest.calibration)
+    click.echo(f"{bundle}: {len(files) + 1} files, {sum(entry.size for entry in files.values()) / 1e6:.1f} MB")
+
+
+@click.command()
+@click.argument("bundle", type=FOLDER)
+@click.argument("data", type=FOLDER)
+@click.option("--out", type=PATH, required=True, metavar="NEW", help="The new bundle's folder; BUNDLE stays as it is.")
+@options(BACKEND_OPTIONS, LIMIT_OPTIONS)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sampling.")
+@options(_RULE_OPTIONS)
+@click.option(
+    "--subset",
+    type=click.Choice(["all", "val", "test"]),
+    default="val",
+    show_default=True,
+    help="Images to fit on. val: the validation split of the folder that the model was trained on.",
+)
+@JSON_OPTION
+@reported
+def calibrate(
+    bundle: Path,
+    data: Path,
+    out: Path,
+    backend: str | None,
+    shots: int | None,
+    backend_options: tuple[str, ...],
+    max_jobs: int | None,
+    max_qpu_seconds: float | None,
+    yes: bool,
+    seed: int,
+    recall: float | None,
+    cost_miss: float | None,
+    cost_false_alarm: float | None,
+    subset: str,
+    as_json: bool,
+) -> int:
+    """Fit temperature and threshold of BUNDLE to a backend's own answers to DATA, and write it as NEW.
+
+    DATA is a folder with one folder of images per class. What NEW says of other backends stays as it is.
+    """
+    from hqtl_common.backends.opening import Limits, parse_options
+    from training.calibration import ThresholdRule
+    from training.recalibrate import recalibrate
+
+    entry, errors = recalibrate(
+        bundle,
+        data,
+        out,
+        ThresholdRule(recall, cost_miss, cost_false_alarm),
+        backend=backend or "statevector",
+        shots=shots,
+        seed=seed,
+        backend_options=parse_options(backend_options),
+        limits=Limits(max_jobs, max_qpu_seconds, yes),
+        subset=subset,
+    )
+    if as_json:
+        click.echo(json.dumps({"bundle": str(out), "calibration": entry.model_dump(mode="json"), "errors": errors}))
     else:
-        click.echo(f"{bundle}: {len(files) + 1} files, {sum(entry.size for entry in files.values()) / 1e6:.1f} MB")
+        from training.calibration_tables import print_calibrations
+
+        print_calibrations([entry])
+    return PARTLY if errors else 0
 
 
 @click.command()

@@ -9,11 +9,12 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from hqtl_common.errors import BudgetExceededError, HqtlError
+from hqtl_common.specs import Ansatz, Embedding, Entangler
 
 __all__ = [
     "BACKEND_OPTIONS",
@@ -55,8 +56,23 @@ MACHINE_OPTIONS = (
     click.option("--verbose", is_flag=True, help="Say more, for example where the feature cache is and how large."),
 )
 FIT_OPTIONS = (
-    click.option("--backbone", help="Frozen feature extractor: resnet18 or vgg16.  [default: resnet18]"),
+    click.option("--backbone", metavar="NAME", help="Feature extractor; hqtl-train backbones lists the names.  [default: resnet18]"),
     click.option("--weights", metavar="imagenet|none|PATH", help="Weights of the backbone.  [default: imagenet]"),
+    click.option("--input-size", type=click.IntRange(8, 4096), metavar="N", help="Resize images to N × N.  [default: the backbone's size]"),
+    click.option("--depth", type=click.IntRange(1, 4096), metavar="N", help="Resample volumes to N slices.  [default: 16]"),
+    click.option(
+        "--augment",
+        metavar="none|all|PARTS",
+        help="Alter training images: flips,rotations,tilt,brightness,contrast,noise or some of them.  [default: none]",
+    ),
+    click.option("--augment-variants", type=click.IntRange(2, 1000), help="Cached copies of each training image.  [default: 8]"),
+    click.option("--unfreeze", metavar="PARTS|all", help="Train parts of the backbone first, for example layer4 or layer3,layer4."),
+    click.option("--backbone-lr", type=float, help="Step of Adam for those parts.  [default: 1e-5]"),
+    click.option("--backbone-epochs", type=click.IntRange(min=1), help="Passes in which they are trained.  [default: 10]"),
+    click.option("--num-qubits", type=click.IntRange(2, 16), help="Qubits of the head.  [default: 4]"),
+    click.option("--embedding", type=click.Choice(get_args(Embedding)), help="How the angles enter the circuit.  [default: angle]"),
+    click.option("--entangler", type=click.Choice(get_args(Entangler)), help="Which CX gates stand in a layer.  [default: pairwise]"),
+    click.option("--ansatz", type=click.Choice(get_args(Ansatz)), help="What a layer rotates.  [default: real_amplitudes]"),
     click.option("--num-layers", type=click.IntRange(min=1), help="Variational layers L of the head.  [default: 1]"),
     click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training split.  [default: 100]"),
     click.option("--batch-size", type=click.IntRange(min=1), help="Images per optimiser step.  [default: 4]"),
@@ -64,14 +80,18 @@ FIT_OPTIONS = (
     click.option("--weight-decay", type=float, help="L2 penalty.  [default: 2e-3]"),
     click.option("--patience", type=click.IntRange(min=1), help="Stop after this many epochs without a better validation loss."),
     click.option("--split", metavar="TRAIN/VAL/TEST", help="Shares in percent; folders train, val, test count first.  [default: 70/15/15]"),
+    click.option("--folds", type=click.IntRange(min=3), metavar="K", help="Divide into K parts instead; each tests once."),
+    click.option("--fold", type=click.IntRange(min=1), metavar="I", help="Train on the I-th of them only, from 1."),
+    click.option("--split-seed", type=click.IntRange(min=0), help="Seed of the split and of random weights.  [default: --seed]"),
     click.option("--group-by", metavar="none|source|REGEX", help="Keep the patches of one photograph in one split.  [default: none]"),
     *BACKEND_OPTIONS,
     click.option(
         "--diff-method",
-        help="auto, backprop, adjoint, parameter-shift, finite-diff (central), finite-diff-forward or spsa.  [default: auto]",
+        help="auto, backprop, adjoint, parameter-shift, lean-shift (fewer parameter sets), commuting (of that ansatz), finite-diff "
+        "(central), finite-diff-forward or spsa.  [default: auto]",
     ),
     click.option("--diff-step", type=float, help="Step of a finite difference or of spsa, radians.  [default: 0.01, 0.1]"),
-    click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.  [default: 0]"),
+    click.option("--seed", type=click.IntRange(min=0), help="Seed of initial weights, batches, sampling, and split.  [default: 0]"),
     click.option("--positive", metavar="LABEL", help="The class that precision and recall speak of.  [default: a name like crack]"),
 )
 

@@ -24,16 +24,21 @@ from training.cli.common import (
 
 __all__ = ["evaluate", "fit"]
 
+_OUTSIDE = ("device", "tensorboard")
+
 
 @click.command()
 @click.argument("data", type=FOLDER, required=False)
 @click.option("--out", type=PATH, metavar="RUN", help="Run folder to make (needed unless --resume RUN names one).")
 @options(FIT_OPTIONS, LIMIT_OPTIONS, MACHINE_OPTIONS)
+@click.option("--seeds", metavar="0-9", help="One run for each seed (0-9 or 0,3,7), trained together; RUN holds a folder for each.")
+@click.option("--tensorboard", is_flag=True, flag_value=True, default=None, help="Write event files for TensorBoard too.")
 @click.option("--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with a stopped run: --resume RUN, or with --out RUN.")
 @JSON_OPTION
 @reported
 def fit(
     out: Path | None,
+    seeds: str | None,
     max_jobs: int | None,
     max_qpu_seconds: float | None,
     yes: bool,
@@ -45,26 +50,37 @@ def fit(
 ) -> None:
     """Train on DATA, a folder with one folder of images per class.
 
-    The run folder holds options, metrics per epoch, curves, confusion matrix and checkpoint. A killed run goes on with
-    --resume and ends as if it had not been killed. On a paid backend every job is recorded first and never paid twice.
+    The run folder holds options, metrics per epoch, curves, confusion matrix and checkpoint. Two classical twins are trained
+    beside the model on the same features and compared with it. A killed run goes on with --resume and ends as if it had not been
+    killed. On a paid backend every job is recorded first and never paid twice.
+
+    With --seeds, or --folds without --fold, RUN holds one run folder for each seed and fold, and a summary of all.
     """
-    path, config = _run_and_config(out, resume, given)
+    path, values = _run_and_values(out, resume, given, seeds)
     from hqtl_common.backends.opening import Limits
+    from training.config import FitConfig
     from training.features import default_cache_folder
-    from training.fit import fit as train
-    from training.fit import open_run
 
-    run, config = open_run(path, config, resume=resume is not None)
-    if given["device"] is not None:  # may differ from the one that the run was begun on
-        config = config.model_copy(update={"device": given["device"]})
-    limits = Limits(max_jobs, max_qpu_seconds, yes)
-    result = train(config, run, cache_dir or default_cache_folder(), limits=limits, verbose=verbose)
-    if as_json:
-        click.echo(json.dumps({"run": str(path), **result}))
+    folds = values.pop("folds", None) if values is not None and "fold" not in values else None
+    config = None if values is None else FitConfig.parse(values)
+    outside = {name: given[name] for name in _OUTSIDE if given[name] is not None}  # may differ from what the run was begun with
+    work: dict[str, Any] = {
+        "cache_folder": cache_dir or default_cache_folder(),
+        "limits": Limits(max_jobs, max_qpu_seconds, yes),
+        "verbose": verbose,
+    }
+    from training.series import fit_series, is_series, open_series, parse_seeds
+
+    if seeds is not None or folds is not None or is_series(path):
+        series = open_series(path, config, parse_seeds(seeds) if seeds else None, folds, resume=resume is not None)
+        summary = fit_series(series.changed(outside), **work)
+        _show("print_series", path, summary, as_json)
     else:
-        from training.tables import print_fit
+        from training.fit import fit as train
+        from training.fit import open_run
 
-        print_fit(path, result)
+        run, config = open_run(path, config, resume=resume is not None)
+        _show("print_fit", path, train(config.model_copy(update=outside), run, **work), as_json)
 
 
 @click.command()
@@ -80,6 +96,7 @@ def fit(
     show_default=True,
     help="auto: the test split of the folder that the model was trained on, all images of any other folder.",
 )
+@click.option("--out", type=PATH, metavar="FOLDER", help="Write evaluation.json and the reliability diagram into this new folder.")
 @options(MACHINE_OPTIONS)
 @JSON_OPTION
 @reported
@@ -95,6 +112,7 @@ def evaluate(
     max_shots: int | None,
     seed: int,
     subset: str,
+    out: Path | None,
     device: str | None,
     cache_dir: Path | None,
     verbose: bool,
@@ -118,18 +136,30 @@ def evaluate(
         cache_folder=cache_dir or default_cache_folder(),
         device=device or "auto",
         verbose=verbose,
+        out=out,
     )
     if as_json:
         click.echo(json.dumps(result))
     else:
+        from training.calibration_tables import print_reliability
         from training.tables import print_confusion, print_figures
 
         print_figures({f"{result['subset']} ({result['num_images']} images)": result})
         print_confusion(result)
+        print_reliability(result)
     return PARTLY if result["errors"] else 0
 
 
-def _run_and_config(out: Path | None, resume: str | None, values: dict[str, Any]) -> tuple[Path, Any]:
+def _show(printer: str, path: Path, result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"run": str(path), **result}))
+    else:
+        from training import tables
+
+        getattr(tables, printer)(path, result)
+
+
+def _run_and_values(out: Path | None, resume: str | None, values: dict[str, Any], seeds: str | None) -> tuple[Path, dict[str, Any] | None]:
     """The run folder, and the options that were given (None where a run is resumed without any)."""
     given = {name: value for name, value in values.items() if value is not None and value != ()}
     if pairs := given.pop("backend_options", None):
@@ -141,12 +171,12 @@ def _run_and_config(out: Path | None, resume: str | None, values: dict[str, Any]
         raise click.UsageError("give the run folder: --out RUN, or --resume RUN")
     if resume and out is not None and out != path:
         raise click.UsageError(f"--resume took {resume!r} as the run folder, but --out names {str(out)!r}; put --resume last or name one")
-    from training.config import FitConfig
-
+    if seeds is not None and "seed" in given:
+        raise click.UsageError("give --seed or --seeds, not both")
     if "data" not in given:
         if resume is None:
             raise click.UsageError("give DATA, the folder of images")
-        if fixed := sorted(set(given) - {"device"}):
+        if fixed := sorted({*given, *(["seeds"] if seeds is not None else [])} - set(_OUTSIDE)):
             raise ConfigError(f"--resume without DATA takes every option from the run; leave out {', '.join(fixed)}")
         return path, None
-    return path, FitConfig.parse(given)
+    return path, given
