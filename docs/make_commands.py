@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 import serving.cli
+import serving.cli_keys
 import training.cli
 
 TARGET = Path(__file__).with_name("commands.md")
@@ -28,7 +29,7 @@ def commands(command: click.Command, name: str, parent: click.Context | None = N
 
 def render() -> str:
     """The whole document."""
-    roots = ((training.cli.main, "hqtl-train"), (serving.cli.main, "hqtl-score"))
+    roots = ((training.cli.main, "hqtl-train"), (serving.cli.main, "hqtl-score"), (serving.cli_keys.main, "hqtl-keys"))
     sections = [f"\n## {path}\n\n```text\n{text}\n```\n" for root, name in roots for path, text in commands(root, name)]
     return _HEADER + "".join(sections)
 

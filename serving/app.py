@@ -1,122 +1,148 @@
-"""The HTTP routes. Bytes come in and JSON goes out; no address is ever fetched and nothing is unpickled."""
+"""The HTTP routes, behind one door. Bytes come in and JSON goes out; no address is ever fetched and nothing is unpickled."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 import hqtl_common
-from serving.errors import DeadlineError, OverloadedError, SlowClientError
-from serving.forms import read_parts
+from hqtl_common.errors import ConfigError
+from serving.auth import Authenticate
+from serving.desk import PREDICT, Desk
 from serving.http_errors import install
+from serving.inspect_routes import add_inspect_route
+from serving.inspection import Inspector
+from serving.jobs.answers import FallbackAnswer, JobAnswer
+from serving.jobs.office import JobOffice
+from serving.jobs.routes import IDEMPOTENCY_KEY, LOCATION, add_job_routes
+from serving.keys import KeyRing
+from serving.metrics import CONTENT_TYPE_LATEST
+from serving.open_inference import add_open_inference
+from serving.openapi import BackendsAnswer, HealthAnswer, IndexAnswer, ModelAnswer, PredictAnswer, describe, errors, predict_body
 from serving.predictor import Predictor
+from serving.settings import ServiceSettings
+from serving.traffic import Traffic
 
-__all__ = ["create_app"]
-
-_ROUTES = ("POST /v1/predict", "GET /v1/model", "GET /v1/backends", "GET /v1/openapi.json", "GET /livez", "GET /readyz", "GET /metrics")
+__all__ = ["create_app", "open_ring"]
 
 _ADDRESSES: dict[str, Any] = {"openapi_url": "/v1/openapi.json", "docs_url": None, "redoc_url": None, "redirect_slashes": False}
-
-_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "image": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
-                        "backend": {"type": "string"},
-                        "shots": {"type": "integer", "minimum": 1},
-                        "seed": {"type": "integer", "minimum": 0},
-                        "threshold": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-                    },
-                }
-            }
-        },
-    }
-}
+_ABOUT = "Classifies photographs with a hybrid quantum bundle: a frozen network, a small quantum circuit on a backend of your choice."
 
 
-def create_app(predictor: Predictor) -> FastAPI:
-    """The application of one predictor; whoever made the predictor closes it."""
-    app = FastAPI(title="hqtl", version=hqtl_common.__version__, **_ADDRESSES)
-    desk = _Desk(predictor)
-    manifest, offered = predictor.bundle.manifest.model_dump(mode="json", by_alias=True), predictor.describe_backends()
+def open_ring(settings: ServiceSettings) -> KeyRing | None:
+    """The keys that the settings name; None where they say that there is no authentication.
 
-    @app.get("/", summary="Where things are")
-    async def index() -> dict[str, Any]:
-        return {"service": "hqtl", "version": hqtl_common.__version__, "routes": [*_ROUTES]}
+    Raises:
+        ConfigError: The file of the keys cannot be used.
+    """
+    from serving.keys import default_path
 
-    @app.post("/v1/predict", openapi_extra=_FORM, summary="Classify one or more images")
-    async def predict(request: Request) -> JSONResponse:
-        return JSONResponse(await desk.answer(request))
+    if settings.insecure_no_auth:
+        return None
+    path = settings.keys or default_path()
+    if not path.exists():
+        raise ConfigError(
+            f"there is no file of keys {str(path)!r}: make one with hqtl-keys add NAME --file {path}, "
+            "or set HQTL_INSECURE_NO_AUTH=1 to serve this machine only"
+        )
+    return KeyRing(path)
 
-    @app.get("/v1/model", summary="The manifest of the bundle")
-    async def model() -> JSONResponse:
-        return JSONResponse(manifest)
 
-    @app.get("/v1/backends", summary="The backends on offer and what each can do")
-    async def backends() -> JSONResponse:
-        return JSONResponse(offered)
+def create_app(predictor: Predictor, ring: KeyRing | None, office: JobOffice | None = None) -> FastAPI:
+    """The application of one predictor; whoever made the predictor and the office closes them, and ``app.state.inspector``.
 
+    Args:
+        predictor: Answers the requests.
+        ring: Who is let in; None serves this machine without authentication.
+        office: Keeps jobs; None where there are none.
+    """
+    app = FastAPI(title="hqtl", version=hqtl_common.__version__, description=_ABOUT, **_ADDRESSES)
+    app.state.desk = desk = Desk(predictor, ring, office)
+    _add_health(app, desk)
+    _add_descriptions(app, desk, predictor)
+
+    _add_predict(app, desk, predictor.settings)
+    add_job_routes(app, desk, predictor.settings)
+    app.state.inspector = inspector = Inspector(predictor)
+    add_inspect_route(app, desk, predictor, inspector)
+    add_open_inference(app, desk, predictor)
+    describe(app)
+    app.add_middleware(Authenticate, ring=ring)
+    if predictor.settings.ui:
+        _add_page(app, predictor, ring)
     install(app)
+    app.add_middleware(Traffic, metrics=predictor.metrics)  # the last one is the outermost
     return app
 
 
-class _Desk:
-    """Takes predictions in: bounds how many are in work, and the time of each."""
+def _add_page(app: FastAPI, predictor: Predictor, ring: KeyRing | None) -> None:
+    from serving.ui.door import PageDoor
 
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
-        self._settings = predictor.settings
-        self._in_work = 0
-
-    async def answer(self, request: Request) -> dict[str, Any]:
-        """Read one request and answer it.
-
-        Raises:
-            OverloadedError: Too many requests are in work.
-            SlowClientError: The deadline came while the client was still sending.
-            DeadlineError: It came while the service was working.
-            HqtlError: See :meth:`serving.intake.Intake.read` and :meth:`serving.predictor.Predictor.predict`.
-        """
-        if self._in_work >= self._settings.max_requests:
-            raise OverloadedError(f"{self._in_work} requests are in work, the limit of this service; try again later")
-        arrival = _Arrival(request.stream())
-        self._in_work += 1
-        try:
-            async with asyncio.timeout(self._settings.deadline_s) as deadline:
-                asked = await self._predictor.intake.read(read_parts(request.headers, arrival.chunks(), self._settings))
-                return await self._predictor.predict(asked)
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
-            limit = f"within {self._settings.deadline_s:g} s, the limit of this service"
-            if arrival.waiting:
-                raise SlowClientError(f"the body did not arrive {limit}") from error
-            raise DeadlineError(f"the request was not done {limit}; send fewer images or shots") from error
-        finally:
-            self._in_work -= 1
+    try:
+        from serving.ui.page import mount_page
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"HQTL_UI=1 needs the package {error.name}: pip install 'hqtl[ui]', or unset it") from error
+    mount_page(app, predictor.bundle, predictor.settings)
+    app.add_middleware(PageDoor, ring=ring, settings=predictor.settings)
 
 
-class _Arrival:
-    """The body of a request; ``waiting`` while the next chunk is the client's to send."""
+def _add_predict(app: FastAPI, desk: Desk, settings: ServiceSettings) -> None:
+    kept = {"model": JobAnswer, "headers": LOCATION, "description": "It costs, or was not done in time, and goes on as a job"}
+    answers: dict[int | str, dict[str, Any]] = {200: {"model": PredictAnswer | FallbackAnswer}, 202: kept}
+    body = predict_body(settings)
+    body["parameters"] = [*body["parameters"], IDEMPOTENCY_KEY]
 
-    def __init__(self, body: AsyncIterator[bytes]) -> None:
-        self._body = body
-        self.waiting = False
+    @app.post(
+        PREDICT,
+        summary="Classify one or more images",
+        openapi_extra=body,
+        responses={**answers, **errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 502, 503, 504)},
+    )
+    async def predict(request: Request) -> JSONResponse:
+        reply = await desk.answer(request)
+        return JSONResponse(reply.body, reply.status, reply.headers)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        self.waiting = True
-        async for chunk in self._body:
-            self.waiting = False
-            yield chunk
-            self.waiting = True
-        self.waiting = False
+
+def _add_health(app: FastAPI, desk: Desk) -> None:
+    @app.get("/livez", summary="The process runs", responses={200: {"model": HealthAnswer}})
+    async def livez() -> JSONResponse:
+        return JSONResponse({"status": "alive"})
+
+    @app.get("/healthz", summary="The process runs", responses={200: {"model": HealthAnswer}})
+    async def healthz() -> JSONResponse:
+        return JSONResponse({"status": "alive"})
+
+    @app.get("/readyz", summary="Requests are taken", responses={200: {"model": HealthAnswer}, **errors(503)})
+    async def readyz() -> JSONResponse:
+        desk.check_ready()
+        return JSONResponse({"status": "ready"})
+
+
+def _add_descriptions(app: FastAPI, desk: Desk, predictor: Predictor) -> None:
+    closed = errors(401, 403, 503)
+
+    @app.get("/", summary="Where things are", responses={200: {"model": IndexAnswer}, **closed})
+    async def index() -> JSONResponse:
+        paths = app.openapi()["paths"]
+        routes = [f"{method.upper()} {path}" for path, operations in paths.items() for method in operations]
+        return JSONResponse({"service": "hqtl", "version": hqtl_common.__version__, "routes": [*routes, f"GET {app.openapi_url}"]})
+
+    @app.get("/v1/model", summary="The bundle, and the limits of this service", responses={200: {"model": ModelAnswer}, **closed})
+    async def model() -> JSONResponse:
+        return JSONResponse(desk.describe_model())
+
+    @app.get(
+        "/v1/backends",
+        summary="The backends on offer, and which of them the key may use",
+        responses={200: {"model": BackendsAnswer}, **closed},
+    )
+    async def backends(request: Request) -> JSONResponse:
+        return JSONResponse(desk.describe_backends(request.state.key))
+
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses={**text, **closed})
+    def metrics() -> Response:
+        return Response(predictor.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -61,6 +61,33 @@ Exit codes:
     metavar="KEY=VALUE",
     help="An option of the backend by its own name, for example mitigation=readout; repeatable.",
 )
+@click.option(
+    "--tiles",
+    is_flag=False,
+    flag_value=0,
+    type=click.IntRange(min=0),
+    metavar="[SIZE]",
+    help="Cut images into tiles of SIZE pixels (the model's input where it is left out), read window by window; also writes OUT/tiles.csv "
+    "and OUT/tiles.jsonl.",
+)
+@click.option("--overlap", type=click.IntRange(min=0), help="Pixels that neighbouring tiles share.  [default: a quarter of a tile]")
+@click.option(
+    "--tile-quantile",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Which tile decides about its image: 1 the one most probably positive, 0.99 leaves one in a hundred above.  [default: 1]",
+)
+@click.option("--refine-with", metavar="BACKEND", help="Run images or tiles that are in doubt again there, those of a chunk as one job.")
+@click.option("--refine-shots", type=click.IntRange(min=1), help="Repetitions of --refine-with.  [default: its own]")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files with such a path, e.g. '*_mask.png'; repeatable.")
+@click.option("--shard", metavar="I/N", help="Score the I-th of N parts of FOLDER, the same parts on every machine.")
+@click.option("--report/--no-report", default=None, help="Write OUT/report.html, *.geojson and coco.json.  [default: --report]")
+@click.option("--maps/--no-maps", default=None, help="With --tiles, draw OUT/maps: where each image is suspicious.  [default: --maps]")
+@click.option("--parquet", is_flag=True, default=None, help="Also write OUT/scores.parquet and, with --tiles, OUT/tiles.parquet.")
+@click.option(
+    "--truth",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Compare with a folder of masks named like the images, or of one folder per class; can be added later with --resume.",
+)
 @click.option("--max-jobs", type=click.IntRange(min=1), help="Stop (exit code 4) before more jobs than this are submitted.")
 @click.option("--max-qpu-seconds", type=click.FloatRange(min=0), help="Stop (exit code 4) before more QPU seconds are spent.")
 @click.option("--yes", is_flag=True, help="Let a paid backend run without a limit.")
@@ -78,6 +105,10 @@ def main(
     max_jobs: int | None,
     max_qpu_seconds: float | None,
     yes: bool,
+    report: bool | None,
+    maps: bool | None,
+    parquet: bool | None,
+    truth: Path | None,
     resume: bool,
     as_json: bool,
     **given: Any,
@@ -90,7 +121,8 @@ def main(
     again = _command_again(context)
     with _StopSignals() as stop:
         try:
-            code = _score(folder, bundle, out, given, (max_jobs, max_qpu_seconds, yes), resume, workers, as_json, stop, again)
+            outputs = {"report": report, "maps": maps, "parquet": parquet, "truth": truth}
+            code = _score(folder, bundle, out, given, outputs, (max_jobs, max_qpu_seconds, yes), resume, workers, as_json, stop, again)
         except KeyboardInterrupt:
             code = _report_error("Interrupted", "interrupted", as_json, _INTERRUPTED, again)
     sys.exit(code)
@@ -101,6 +133,8 @@ def _command_again(context: click.Context) -> str:
     words = ["hqtl-score"]
     for parameter in context.command.params:
         value = True if parameter.name == "resume" else context.params.get(parameter.name or "")
+        if value is False and parameter.secondary_opts:
+            words.append(parameter.secondary_opts[0])
         for one in value if isinstance(value, tuple) else (value,):
             if one is not None and one is not False:
                 words += [parameter.opts[0]] if isinstance(parameter, click.Option) else []
@@ -113,6 +147,7 @@ def _score(
     bundle: Path,
     out: Path,
     given: dict[str, Any],
+    outputs: dict[str, Any],
     limits: tuple[int | None, float | None, bool],
     resume: bool,
     workers: int | None,
@@ -124,12 +159,15 @@ def _score(
 
     from hqtl_common.backends.opening import Limits, parse_options
     from hqtl_common.errors import BudgetExceededError, HqtlError
+    from serving.report import publish_outcome, wanted_outputs
     from serving.scoring import Request, score_folder
     from serving.scoring.progress import reporter_for
 
     warnings.filterwarnings("ignore", module="PIL")  # oddities of files that decode all the same
     try:
-        request = Request(**{**given, "backend_options": parse_options(given["backend_options"]) or None})
+        given = {**given, "backend_options": parse_options(given["backend_options"]) or None, "exclude": given["exclude"] or None}
+        request = Request(**given)
+        wanted = wanted_outputs(out, outputs)
         with reporter_for(sys.stderr) as reporter:
             outcome = score_folder(
                 folder,
@@ -141,7 +179,9 @@ def _score(
                 reporter=reporter,
                 should_stop=stop.asked,
                 limits=Limits(*limits),
+                isolated=True,
             )
+            outcome = publish_outcome(outcome, bundle, wanted, should_stop=stop.asked, tell=reporter.note)
     except BudgetExceededError as error:
         return _report_error(type(error).__name__, str(error), as_json, _BUDGET, again)
     except HqtlError as error:

@@ -13,9 +13,16 @@
     │   └── ForbiddenBackendError (PermissionError)   it exists, but the operator does not offer it
     ├── OutputError (OSError)     a result could not be written; what was recorded before is intact
     └── ServiceError
+        ├── ConflictError                             it contradicts what was asked or has happened before
         ├── DeadlineError (TimeoutError)              the request was not done in time
+        ├── ForbiddenError (PermissionError)          the key is good, but may not do this
+        ├── KeysUnavailableError                      the file of the keys cannot be used, so nobody is let in
+        ├── NotFoundError (LookupError)               there is no such thing, or it belongs to another key
+        ├── NotReadyError                             the service has not started, or is about to end
         ├── OverloadedError                           too many requests are in work
-        └── SlowClientError (TimeoutError)            the body did not arrive in time
+        ├── QuotaError                                the key has used up what it may spend in a day
+        ├── SlowClientError (TimeoutError)            the body did not arrive in time
+        └── UnauthorizedError (PermissionError)       no key, or none that is good
 """
 
 from __future__ import annotations
@@ -24,16 +31,23 @@ from hqtl_common.errors import BackendError, HqtlError, InputError
 
 __all__ = [
     "BodyError",
+    "ConflictError",
     "DeadlineError",
     "FieldError",
     "ForbiddenBackendError",
+    "ForbiddenError",
+    "KeysUnavailableError",
     "MediaTypeError",
+    "NotFoundError",
+    "NotReadyError",
     "OutputError",
     "OverloadedError",
+    "QuotaError",
     "RejectedImageError",
     "ServiceError",
     "SlowClientError",
     "TooLargeError",
+    "UnauthorizedError",
 ]
 
 
@@ -86,16 +100,53 @@ class ServiceError(HqtlError):
     """The service could not do its work in time or at all."""
 
 
+class ConflictError(ServiceError):
+    """The request contradicts an earlier one, or what has happened meanwhile."""
+
+
 class DeadlineError(ServiceError, TimeoutError):
     """A request was not done within the time allowed."""
+
+
+class ForbiddenError(ServiceError, PermissionError):
+    """The key is good, but what it was granted does not cover the request."""
+
+
+class KeysUnavailableError(ServiceError):
+    """The file of the keys is missing, damaged or open to others, so that nobody is let in."""
+
+
+class NotFoundError(ServiceError, LookupError):
+    """What was asked for is not there, or belongs to another key."""
+
+
+class NotReadyError(ServiceError):
+    """The service has not started yet, or is about to end."""
 
 
 class OverloadedError(ServiceError):
     """Too many requests are in work; the client may try again later."""
 
 
+class QuotaError(ServiceError):
+    """A key has used up what it may spend in a day.
+
+    Args:
+        message: What was granted and what was asked.
+        retry_after_s: Seconds until the next day begins (UTC).
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class SlowClientError(ServiceError, TimeoutError):
     """The body of a request did not arrive within the time allowed."""
+
+
+class UnauthorizedError(ServiceError, PermissionError):
+    """A request without a key, or with one that is unknown, expired or revoked."""
 
 
 class OutputError(HqtlError, OSError):

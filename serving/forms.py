@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import unquote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -25,6 +25,7 @@ __all__ = ["IMAGE_FIELD", "FormReader", "Part", "PredictOptions", "read_parts"]
 
 IMAGE_FIELD = "image"
 _MAX_FIELD_BYTES = 1024
+_ZNE_FACTORS = (1, 3)
 _EXTENDED_FILENAME = re.compile(r"filename\*=(?:utf-8|UTF-8)''([^;\s]+)")
 
 
@@ -40,16 +41,36 @@ class PredictOptions(BaseModel):
     Args:
         backend: Name of a backend.
         shots: Repetitions per image; None = exact, where the backend can.
+        max_shots: Sample images whose label is in doubt up to so often; the others stop at ``shots``.
         seed: Seed of the sampling; the same seed repeats the answer.
         threshold: Probability from which the positive label is given; two classes only.
+        mitigation: What is done about errors of a noisy backend: readout, zne, or both as readout+zne.
+        deadline_s: Seconds from the arrival of the request, below the service's own limit.
+        explain: Add the features of each image, and the circuit with what decides.
+        fallback: What answers at once where the backend's own answer comes later.
+        webhook: Address that is told when a job is finished.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backend: Annotated[str | None, Field(min_length=1, max_length=200, description="the name of a backend")] = None
     shots: Annotated[int | None, BeforeValidator(_whole), Field(ge=1, description="a whole number of at least 1")] = None
+    max_shots: Annotated[int | None, BeforeValidator(_whole), Field(ge=1, description="a whole number of at least 1")] = None
     seed: Annotated[int | None, BeforeValidator(_whole), Field(ge=0, lt=2**63, description="a whole number from 0 to 2^63 − 1")] = None
     threshold: Annotated[float | None, Field(gt=0, lt=1, description="a number between 0 and 1")] = None
+    mitigation: Annotated[
+        Literal["none", "readout", "zne", "readout+zne"] | None, Field(description="one of none, readout, zne and readout+zne")
+    ] = None
+    deadline_s: Annotated[float | None, Field(gt=0, description="a number of seconds above 0")] = None
+    explain: Annotated[bool, Field(description="true or false")] = False
+    fallback: Annotated[Literal["statevector"] | None, Field(description="statevector")] = None
+    webhook: Annotated[str | None, Field(min_length=1, max_length=500, description="an address https://…, at most 500 characters")] = None
+
+    @property
+    def backend_options(self) -> dict[str, Any]:
+        """What goes to the backend by its own names, besides shots and seed."""
+        chosen = (self.mitigation or "none").split("+")
+        return ({"mitigation": "readout"} if "readout" in chosen else {}) | ({"zne": _ZNE_FACTORS} if "zne" in chosen else {})
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> PredictOptions:

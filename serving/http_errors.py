@@ -22,13 +22,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hqtl_common import errors as common
 from serving import errors as own
 
-__all__ = ["STATUS", "ErrorGuard", "code_of", "envelope", "install", "status_of"]
+__all__ = ["STATUS", "ErrorGuard", "answer_error", "code_of", "envelope", "install", "status_of"]
 
 logger = logging.getLogger("hqtl.service")
 
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RETRY_AFTER_S = 1
+_PROTOCOL = re.compile(r"/v2(/|$)")  # its clients want a text where ours have an object
 
 # The first class that an error is an instance of decides.
 STATUS: tuple[tuple[type[Exception], int], ...] = (
@@ -46,7 +47,14 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (common.BudgetExceededError, 503),
     (common.BackendTimeoutError, 504),
     (common.BackendError, 502),
+    (own.UnauthorizedError, 401),
+    (own.ForbiddenError, 403),
+    (own.NotFoundError, 404),
+    (own.ConflictError, 409),
     (own.OverloadedError, 429),
+    (own.QuotaError, 429),
+    (own.NotReadyError, 503),
+    (own.KeysUnavailableError, 503),
     (own.SlowClientError, 408),
     (own.DeadlineError, 504),
 )
@@ -66,11 +74,31 @@ def code_of(error: Exception) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
 
 
-def envelope(status: int, code: str, message: str, request_id: str, detail: dict[str, Any] | None = None) -> JSONResponse:
-    """The one form of an error; 429 and 503 say when to try again."""
-    headers = {"retry-after": str(_RETRY_AFTER_S)} if status in (429, 503) else None
-    error = {"code": code, "message": message, "detail": detail, "request_id": request_id}
-    return JSONResponse({"error": error}, status, headers)
+def envelope(request: Request, status: int, code: str, message: str, detail: dict[str, Any] | None = None) -> JSONResponse:
+    """The one form of an error, but for the Open Inference Protocol; 429 and 503 say when to try again, 401 how to ask.
+
+    Leaves the code at ``request.state.error_code``.
+    """
+    headers = {"retry-after": str(_RETRY_AFTER_S)} if status in (429, 503) else {"www-authenticate": "Bearer"} if status == 401 else None
+    request.state.error_code = code
+    if _PROTOCOL.match(request.scope["path"]):
+        return JSONResponse({"error": message}, status, headers)
+    return JSONResponse(
+        {"error": {"code": code, "message": message, "detail": detail, "request_id": request.state.request_id}}, status, headers
+    )
+
+
+def answer_error(request: Request, error: Exception) -> JSONResponse:
+    """The envelope of an error of our trees; one that no table expects is raised again."""
+    status = status_of(error)
+    if status == 500:
+        raise error
+    if status > 500:
+        logger.warning("%s: %s", type(error).__name__, error, extra={"request_id": request.state.request_id})
+    answer = envelope(request, status, code_of(error), str(error), _detail(error))
+    if isinstance(error, own.QuotaError):
+        answer.headers["retry-after"] = str(error.retry_after_s)
+    return answer
 
 
 class ErrorGuard:
@@ -104,13 +132,13 @@ class ErrorGuard:
         try:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
-            logger.info("request %s: the client went away", request_id)
+            logger.info("the client went away", extra={"request_id": request_id})
         except Exception:
-            logger.exception("request %s: unexpected error", request_id)
+            logger.exception("unexpected error", extra={"request_id": request_id})
             if started:
                 raise
-            answer = envelope(500, "internal", "an error of the service, not of the request; its log has the request id", request_id)
-            await answer(scope, receive, send_with_id)
+            message = "an error of the service, not of the request; its log has the request id"
+            await envelope(Request(scope), 500, "internal", message)(scope, receive, send_with_id)
 
 
 def install(app: FastAPI) -> None:
@@ -127,19 +155,14 @@ def _request_id(scope: Scope) -> str:
 
 
 async def _answer_own(request: Request, error: Exception) -> JSONResponse:
-    status = status_of(error)
-    if status == 500:
-        raise error
-    if status > 500:
-        logger.warning("request %s: %s: %s", request.state.request_id, type(error).__name__, error)
-    return envelope(status, code_of(error), str(error), request.state.request_id, _detail(error))
+    return answer_error(request, error)
 
 
 async def _answer_framework(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
     message = f"{phrase}: {request.method} {request.url.path}" if error.detail == phrase else str(error.detail)
-    answer = envelope(error.status_code, phrase.lower().replace(" ", "_").replace("-", "_"), message, request.state.request_id)
+    answer = envelope(request, error.status_code, phrase.lower().replace(" ", "_").replace("-", "_"), message)
     answer.headers.update(error.headers or {})
     return answer
 
@@ -147,7 +170,7 @@ async def _answer_framework(request: Request, error: Exception) -> JSONResponse:
 async def _answer_validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = [{"field": ".".join(map(str, problem["loc"])), "message": problem["msg"]} for problem in error.errors()]
-    return envelope(422, "field", f"{problems[0]['field']}: {problems[0]['message']}", request.state.request_id, {"problems": problems})
+    return envelope(request, 422, "field", f"{problems[0]['field']}: {problems[0]['message']}", {"problems": problems})
 
 
 def _detail(error: Exception) -> dict[str, Any] | None:

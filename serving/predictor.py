@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import hqtl_common
 from hqtl_common.backends.base import Backend
-from hqtl_common.backends.registry import backend_capabilities, family_of, get_backend, is_installed
+from hqtl_common.backends.registry import backend_capabilities, family_of, get_backend, import_backend, is_installed
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.classifier import HybridClassifier
-from hqtl_common.errors import BackendError, BundleFormatError, UnknownBackendError
+from hqtl_common.errors import BackendError, BundleFormatError, ConfigError, UnknownBackendError
 from hqtl_common.records import InferenceBatch
 from serving.batcher import Batcher
 from serving.errors import FieldError, ForbiddenBackendError
 from serving.forms import PredictOptions
 from serving.intake import Intake, PredictRequest
+from serving.metrics import Metrics
 from serving.settings import ServiceSettings
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "open_classifier"]
 
 _heavy_import = threading.Lock()  # two lanes importing halves of the same packages at once would see them half made
 
@@ -40,15 +46,27 @@ class Predictor:
 
     Raises:
         BundleError: The bundle cannot be used.
+        ConfigError: It classifies volumes.
+        NotReadyError: Images cannot be decoded.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
         self.bundle = ModelBundle.load(settings.bundle)
-        self._classifier = HybridClassifier(self.bundle, threads=settings.threads)
-        self._rehearse()
-        self.intake = Intake(self.bundle.preprocess, settings)
-        self._backbone = Batcher(self._featurize, settings.max_batch)
+        if self.bundle.preprocess.depth is not None:
+            raise ConfigError(f"the bundle {str(self.bundle.path)!r} classifies volumes and this service takes images: use hqtl-score")
+        self.bundle_hash = str(json.loads(self.bundle.manifest.to_bytes())["manifest_sha256"])
+        self._circuit = self.bundle.read("head.qasm").decode()
+        # By its definition the familiarity of images like those held out is spread evenly over 0…1.
+        self.metrics = Metrics(hqtl_common.__version__, {"familiarity": 0.5} if self.bundle.manifest.familiarity else {})
+        self.intake = Intake(self.bundle.preprocess, settings, self.metrics.decoder_died)  # starts while the rest is loaded
+        try:
+            self._classifier = open_classifier(self.bundle, settings.threads)
+            self.intake.wait_ready()
+        except Exception:
+            self.intake.close()
+            raise
+        self._backbone = Batcher(self._featurize, settings.max_batch, partial(self.metrics.waited, "backbone"))
         patterns = {family_of(name).pattern for name in settings.backends}
         self._lanes = {pattern: ThreadPoolExecutor(1, thread_name_prefix=f"head-{pattern}") for pattern in patterns}
 
@@ -70,15 +88,74 @@ class Predictor:
             ConfigError: A threshold, and the bundle has more than two classes.
             BackendError: The head could not be run.
         """
-        lane = self._lanes[self._check(request.options, len(request.filenames))]
-        features = await self._backbone(request.pixels)
-        batch = await asyncio.get_running_loop().run_in_executor(lane, self._run_head, features, request.options)
+        self.check(request.options, len(request.filenames))
+        running = self.start(await self.featurize(request), request.options)
+        return self.answer(request.filenames, await asyncio.wrap_future(running), explain=request.options.explain)
+
+    async def featurize(self, request: PredictRequest) -> InferenceBatch:
+        """The classical part: ``features`` of the images of a request."""
+        return InferenceBatch(features=await self._backbone(request.pixels))
+
+    def start(self, batch: InferenceBatch, options: PredictOptions) -> Future[InferenceBatch]:
+        """Run the head of a request that :meth:`check` let pass, in the lane of its backend.
+
+        The future raises:
+            ConfigError: A threshold, and the bundle has more than two classes.
+            BackendError: The head could not be run.
+        """
+        lane = self._lanes[family_of(self._name(options)).pattern]
+        return lane.submit(self._run_head, batch, options, time.perf_counter())
+
+    def run_paid(self, batch: InferenceBatch, options: PredictOptions, **limits: Any) -> InferenceBatch:
+        """Run the head where it may take days, in the thread of the caller.
+
+        Args:
+            batch: With angles.
+            options: Of the request.
+            limits: Options of a paid backend: its scope, ledger and budget.
+
+        Raises:
+            BackendError: The head could not be run.
+        """
+        self.load(self._name(options))  # the login, which asks the network, comes after it
+        backend = get_backend(self._name(options), shots=options.shots, seed=options.seed, **options.backend_options, **limits)
+        try:
+            return self._classifier.run(batch, backend=backend, threshold=options.threshold)
+        finally:
+            backend.close()
+
+    def load(self, name: str) -> None:
+        """Import what a backend needs.
+
+        Raises:
+            BackendUnavailableError: The package behind the backend is not installed.
+        """
+        with _heavy_import:
+            import_backend(name)
+
+    def run_exact(self, batch: InferenceBatch, options: PredictOptions) -> InferenceBatch:
+        """The exact answer, at once; ``angles`` and ``familiarity`` are filled as well.
+
+        Raises:
+            ConfigError: A threshold, and the bundle has more than two classes.
+        """
+        return self._classifier.run(self._classifier.featurize(batch), threshold=options.threshold)
+
+    def answer(self, filenames: Sequence[str], batch: InferenceBatch, *, explain: bool = False) -> dict[str, Any]:
+        """What goes out, counted in the figures; see :meth:`describe`."""
+        answer = self.describe(filenames, batch, explain=explain)
+        self.metrics.answered(answer, self.bundle.manifest.positive_label)
+        return answer
+
+    def describe(self, filenames: Sequence[str], batch: InferenceBatch, *, explain: bool = False) -> dict[str, Any]:
+        """An answer, JSON-ready: ``predictions``, ``execution`` and the explanation."""
         assert batch.execution is not None
-        answers = zip(request.filenames, batch.predictions(), strict=True)
-        return {
+        answers = zip(filenames, batch.predictions(), strict=True)
+        answer: dict[str, Any] = {
             "predictions": [{"filename": filename, **prediction.to_dict()} for filename, prediction in answers],
             "execution": batch.execution.to_dict(),
         }
+        return answer | self._explain(batch) if explain else answer
 
     def describe_backends(self) -> dict[str, Any]:
         """The backends on offer with what each can do, the default and the limits; imports none of them."""
@@ -89,41 +166,62 @@ class Predictor:
                 {"name": name, "available": is_installed(name), **dataclasses.asdict(backend_capabilities(name))}
                 for name in settings.backends
             ],
-            "limits": settings.model_dump(include={name for name in ServiceSettings.model_fields if name.startswith("max_")}),
+            "limits": settings.limits,
         }
 
-    def _rehearse(self) -> None:
-        size = self.bundle.preprocess.size
-        try:
-            self._classifier.run(InferenceBatch(pixels=np.zeros((1, 3, size, size), dtype=np.float32)))
-        except Exception as error:  # of the bundle's or ONNX Runtime's making
-            raise BundleFormatError(f"the bundle {str(self.bundle.path)!r} cannot classify an image: {error}") from error
+    def check(self, options: PredictOptions, num_images: int) -> None:
+        """Refuse what the operator does not offer.
 
-    def _check(self, options: PredictOptions, num_images: int) -> str:
-        """The lane of a request that may be run."""
-        settings, name = self.settings, options.backend or self.settings.default_backend
+        Raises:
+            UnknownBackendError: No such backend.
+            ForbiddenBackendError: The operator does not offer it.
+            FieldError: More shots than the operator allows.
+        """
+        settings, name = self.settings, self._name(options)
         if name not in settings.backends:
             raise _not_offered(name, settings.backends)
-        shots = options.shots or 0
+        field, shots = max(("shots", options.shots or 0), ("max_shots", options.max_shots or 0), key=lambda given: given[1])
         if shots > settings.max_shots:
-            raise FieldError("shots", f"must be at most {settings.max_shots:,}; got {shots:,}")
+            raise FieldError(field, f"must be at most {settings.max_shots:,}; got {shots:,}")
         if shots * num_images > settings.max_total_shots:
             raise FieldError(
-                "shots", f"times the number of images must be at most {settings.max_total_shots:,}; got {shots:,} × {num_images}"
+                field, f"times the number of images must be at most {settings.max_total_shots:,}; got {shots:,} × {num_images}"
             )
-        return family_of(name).pattern
+
+    def _name(self, options: PredictOptions) -> str:
+        return options.backend or self.settings.default_backend
 
     def _featurize(self, pixels: NDArray[Any]) -> NDArray[Any]:
         features = self._classifier.featurize(InferenceBatch(pixels=pixels)).features
         assert features is not None
         return features
 
-    def _run_head(self, features: NDArray[Any], options: PredictOptions) -> InferenceBatch:
-        backend = _make_backend(options.backend or self.settings.default_backend, options)
+    def _run_head(self, batch: InferenceBatch, options: PredictOptions, asked: float) -> InferenceBatch:
+        self.metrics.waited("head", time.perf_counter() - asked)
+        backend = _make_backend(self._name(options), options)
         try:
-            return self._classifier.run(InferenceBatch(features=features), backend=backend, threshold=options.threshold)
+            return self._classifier.run(batch, backend=backend, threshold=options.threshold, max_shots=options.max_shots)
         finally:
             backend.close()
+
+    def _explain(self, batch: InferenceBatch) -> dict[str, Any]:
+        """What stands between pixels and label besides what every prediction holds."""
+        assert batch.features is not None
+        return {"explanation": {"features": batch.features.tolist(), "weights": self.bundle.weights.tolist(), "circuit": self._circuit}}
+
+
+def open_classifier(bundle: ModelBundle, threads: int | None) -> HybridClassifier:
+    """The classifier of a bundle, which has classified a blank image.
+
+    Raises:
+        BundleError: It cannot.
+    """
+    classifier, size = HybridClassifier(bundle, threads=threads), bundle.preprocess.size
+    try:
+        classifier.run(InferenceBatch(pixels=np.zeros((1, 3, size, size), dtype=np.float32)))
+    except Exception as error:  # of the bundle's or ONNX Runtime's making
+        raise BundleFormatError(f"the bundle {str(bundle.path)!r} cannot classify an image: {error}") from error
+    return classifier
 
 
 def _not_offered(name: str, offered: tuple[str, ...]) -> BackendError:
@@ -137,6 +235,6 @@ def _not_offered(name: str, offered: tuple[str, ...]) -> BackendError:
 
 def _make_backend(name: str, options: PredictOptions) -> Backend:
     if family_of(name).package is None:
-        return get_backend(name, shots=options.shots, seed=options.seed)
+        return get_backend(name, shots=options.shots, seed=options.seed, **options.backend_options)
     with _heavy_import:
-        return get_backend(name, shots=options.shots, seed=options.seed)
+        return get_backend(name, shots=options.shots, seed=options.seed, **options.backend_options)

@@ -6,11 +6,12 @@ Every variable is ``HQTL_`` and the field's name in capitals; a wrong value stop
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from hqtl_common.backends.registry import backend_names, family_of
 from hqtl_common.errors import ConfigError, UnknownBackendError
@@ -28,17 +29,19 @@ def _backends(value: object) -> object:
     if isinstance(names, tuple):
         for name in names:
             try:
-                family = family_of(name)
+                family_of(name)
             except UnknownBackendError as error:
                 raise ValueError(str(error)) from error
-            if family.capabilities.paid:
-                raise ValueError(f"{name} is paid, and the service has no budget: train, evaluate or score with it instead")
         if len(set(names)) != len(names):
             raise ValueError("a backend is named twice")
     return names
 
 
-def _folder(value: object) -> object:
+def _hosts(value: object) -> object:
+    return tuple(host.strip().lower() for host in value.split(",")) if isinstance(value, str) else value
+
+
+def _path(value: object) -> object:
     if value == "":
         raise ValueError("it is empty")
     return value
@@ -59,12 +62,30 @@ class ServiceSettings(BaseModel):
         max_requests: Predictions in work at once; further ones are answered 429.
         max_batch: Images that the backbone takes in one call.
         threads: Threads of the backbone, None for the cores of the machine.
+        decoders: Processes that decode images, None for the cores of the machine.
+        decode_timeout_s: Seconds for decoding one image.
         deadline_s: Seconds for one request, upload included.
+        keys: File of the API keys, made by hqtl-keys; None for :func:`serving.keys.default_path`.
+        insecure_no_auth: Serve without any key, and this machine only.
+        model_name: Of the bundle, for clients of the Open Inference Protocol.
+        ui: Show the page /ui.
+        jobs: File of the jobs and of what they have spent; None: there are no jobs, and no paid backend.
+        jobs_keep_days: Finished jobs are kept so long.
+        jobs_poll_s: First pause between two looks at a paid job; it grows to a minute.
+        jobs_settle_s: How long a paid job may be accepted and not yet listed.
+        max_waiting_jobs: Unfinished jobs at once.
+        max_running_jobs: Paid jobs that are followed at once.
+        webhook_hosts: Hosts (``name`` or ``name:port``) that may be told of a finished job; empty: none.
+        webhook_secret: Signs what they are told.
+        webhook_private: Allow private addresses and plain HTTP among them.
+        max_inspect_bytes: Largest encoded image to be inspected.
+        max_inspect_pixels: Largest width × height of it.
+        max_tiles: Tiles of one inspection.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    bundle: Annotated[Path, BeforeValidator(_folder), Field(description="the folder of a bundle made by hqtl-train export")]
+    bundle: Annotated[Path, BeforeValidator(_path), Field(description="the folder of a bundle made by hqtl-train export")]
     backends: Annotated[
         tuple[str, ...],
         BeforeValidator(_backends),
@@ -79,9 +100,59 @@ class ServiceSettings(BaseModel):
     max_requests: Annotated[int, Field(ge=1, le=10_000, description="a whole number of requests at once from 1 to 10,000")] = 32
     max_batch: Annotated[int, Field(ge=1, le=1024, description="a whole number of images per batch from 1 to 1024")] = 16
     threads: Annotated[int | None, Field(ge=1, le=1024, description="a whole number of threads from 1 to 1024")] = None
+    decoders: Annotated[int | None, Field(ge=1, le=256, description="a whole number of processes from 1 to 256")] = None
+    decode_timeout_s: Annotated[
+        float, Field(gt=0, le=MAX_DEADLINE_S, description=f"a number of seconds above 0, at most {MAX_DEADLINE_S:g}")
+    ] = 10.0
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, description=f"a number of seconds above 0, at most {MAX_DEADLINE_S:g}")] = (
         50.0
     )
+    keys: Annotated[Path | None, BeforeValidator(_path), Field(description="a file of keys made by hqtl-keys add")] = None
+    insecure_no_auth: Annotated[bool, Field(description="1 (no keys; this machine only) or 0")] = False
+    ui: Annotated[bool, Field(description="1 (the page /ui is there) or 0")] = False
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$", description="up to 100 letters, digits, dots, _ and -")] = "hqtl"
+    jobs: Annotated[Path | None, BeforeValidator(_path), Field(description="a file for the jobs, made if missing")] = None
+    jobs_keep_days: Annotated[float, Field(ge=1, le=3650, description="a number of days from 1 to 3650")] = 30.0
+    jobs_poll_s: Annotated[float, Field(gt=0, le=60, description="a number of seconds above 0, at most 60")] = 5.0
+    jobs_settle_s: Annotated[float, Field(gt=0, le=600, description="a number of seconds above 0, at most 600")] = 60.0
+    max_waiting_jobs: Annotated[int, Field(ge=1, description="a whole number of jobs, at least 1")] = 1000
+    max_running_jobs: Annotated[int, Field(ge=1, le=256, description="a whole number of jobs from 1 to 256")] = 16
+    webhook_hosts: Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(description="a comma-separated list of hosts")] = ()
+    webhook_secret: Annotated[SecretStr | None, Field(description="a text of at least 16 characters")] = None
+    webhook_private: Annotated[bool, Field(description="1 (private addresses and plain HTTP) or 0")] = False
+    max_inspect_bytes: Annotated[int, Field(ge=1, description="a whole number of bytes per inspected image, at least 1")] = 64 * 2**20
+    max_inspect_pixels: Annotated[int, Field(ge=1, le=2**28, description="a whole number of pixels from 1 to 2^28")] = 100_000_000
+    max_tiles: Annotated[int, Field(ge=1, le=100_000, description="a whole number of tiles from 1 to 100,000")] = 4096
+
+    @model_validator(mode="after")
+    def _one_door(self) -> Self:
+        if self.insecure_no_auth and self.keys is not None:
+            raise ValueError("HQTL_KEYS and HQTL_INSECURE_NO_AUTH exclude each other: unset one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_paid_is_kept(self) -> Self:
+        paid = next((name for name in self.backends if family_of(name).capabilities.paid), None)
+        if paid is not None and (self.jobs is None or self.insecure_no_auth):
+            raise ValueError(
+                f"{paid} of HQTL_BACKENDS is paid: it needs HQTL_JOBS, a file that keeps what was spent, and keys with limits "
+                "(hqtl-keys add NAME --qpu-seconds-per-day S --jobs-per-day N)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hooks_are_signed(self) -> Self:
+        secret = self.webhook_secret.get_secret_value() if self.webhook_secret else ""
+        if self.webhook_hosts and (self.jobs is None or len(secret) < 16):
+            raise ValueError("HQTL_WEBHOOK_HOSTS needs HQTL_JOBS, and HQTL_WEBHOOK_SECRET with at least 16 characters")
+        if not all(re.fullmatch(r"[a-z0-9.-]+(:[0-9]{1,5})?", host) for host in self.webhook_hosts):
+            raise ValueError("HQTL_WEBHOOK_HOSTS must be host names, each with a port or without, for example hooks.example.org:8443")
+        return self
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What requests must stay within."""
+        return self.model_dump(include={name for name in type(self).model_fields if name.startswith("max_")} | {"deadline_s"})
 
     @property
     def default_backend(self) -> str:
@@ -116,6 +187,8 @@ def _refuse_typos(environ: Mapping[str, str], variables: Mapping[str, str]) -> N
 
 
 def _explain(model: type[BaseModel], problem: Any) -> str:
+    if not problem["loc"]:  # about several variables together
+        return str(problem["ctx"]["error"])
     field = str(problem["loc"][0])
     because = f" ({problem['ctx']['error']})" if problem["type"] == "value_error" else ""
     return f"{PREFIX}{field.upper()} must be {model.model_fields[field].description}; got {problem['input']!r}{because}"

@@ -15,13 +15,20 @@ class Client:
 
     Args:
         app: The application.
+        key: Sent with every call.
+        peer: Address that the calls come from.
+        url: What they ask for.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, key: str | None = None, peer: str = "127.0.0.1", url: str = "http://127.0.0.1:3000") -> None:
         self.app = app
+        self.url = url
+        self.peer = (peer, 40000)
+        self.headers = {} if key is None else {"authorization": f"Bearer {key}"}
 
     def connect(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test", timeout=120)
+        transport = httpx.ASGITransport(self.app, client=self.peer)
+        return httpx.AsyncClient(transport=transport, base_url=self.url, headers=self.headers, timeout=120)
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def call() -> httpx.Response:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from serving.errors import OutputError
-from serving.scoring.folder import Outcome, score_folder
+from serving.scoring.folder import score_folder
 from serving.scoring.options import Options, Request
+from serving.scoring.outcome import Outcome
 
 __all__ = ["Options", "Outcome", "OutputError", "Request", "score_folder"]

@@ -6,12 +6,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from hqtl_common import __version__
 from hqtl_common.backends.opening import Limits
@@ -19,59 +18,28 @@ from hqtl_common.bundle import ModelBundle
 from hqtl_common.classifier import HybridClassifier
 from hqtl_common.errors import ConfigError, InputError
 from hqtl_common.manifest import MANIFEST
+from hqtl_common.preprocess import MAX_BYTES, MAX_PIXELS, suffixes_of
 from hqtl_common.stages import available_cores
-from serving.scoring.listing import LISTING, Walk, plan_batches, unlisted, write_segment
-from serving.scoring.options import Options, Request, open_engine, resolve
+from serving.decoder import DecoderPool
+from serving.decoder_process import Job
+from serving.scoring.answers import ScoredChunk
+from serving.scoring.heads import HeadRunner
+from serving.scoring.listing import LISTING, Batch, Selection, Walk, plan_batches, unlisted, write_segment
+from serving.scoring.options import Options, Request, open_engine, open_refiner, resolve
+from serving.scoring.outcome import Outcome
 from serving.scoring.outputs import ResultWriter
 from serving.scoring.pipeline import Decoder, score_batches
 from serving.scoring.progress import Reporter, Silent
-from serving.scoring.state import CSV, JSONL, SUMMARY, State, holds_only_a_start, load_state, save_state
+from serving.scoring.seen import Seen
+from serving.scoring.state import SUMMARY, State, holds_only_a_start, load_state, save_state
 from serving.scoring.storage import locked, output_errors
 from serving.scoring.summary import summary_of, write_summary
+from serving.scoring.tile_pixels import Cut
+from serving.scoring.tiled import TileReader, score_tiled
 
-__all__ = ["Outcome", "score_folder"]
+__all__ = ["score_folder"]
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Where a run stands when it ends.
-
-    Args:
-        out: The output folder, absolute.
-        summary: What summary.json holds of a complete run.
-        complete: False if it was stopped before the last file.
-        done: Files with a row.
-        resumed_at: Files with a row before this run.
-        seconds: Duration of this run, from the first look at the folder on.
-        review: The most doubtful files, (margin, path).
-        failed: The first files with errors.
-    """
-
-    out: Path
-    summary: dict[str, Any]
-    complete: bool
-    done: int
-    resumed_at: int
-    seconds: float
-    review: tuple[tuple[float, str], ...]
-    failed: tuple[str, ...]
-
-    @property
-    def failures(self) -> int:
-        """Files without an answer, and folders that could not be read."""
-        counts: list[int] = [*self.summary["errors"].values(), self.summary["skipped"].get("unreadable_folders", 0)]
-        return sum(counts)
-
-    @property
-    def rate(self) -> float:
-        """Images per second of this run."""
-        return (self.done - self.resumed_at) / self.seconds if self.seconds else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready answer: the summary, and what may differ between runs that give the same files."""
-        files = {name: str(self.out / name) for name in (JSONL, CSV, SUMMARY)}
-        progress = {"complete": self.complete, "done": self.done, "resumed_at": self.resumed_at}
-        return {**self.summary, **progress, "files": files, "seconds": self.seconds, "images_per_second": self.rate}
+_DECODE_SECONDS = 600.0  # of one image; far beyond what any sound one takes, so that a busy machine gives the same rows
 
 
 class _StoppedError(Exception):
@@ -90,6 +58,7 @@ class _Run:
     reporter: Reporter
     should_stop: Callable[[], bool]
     limits: Limits | None
+    isolated: bool
 
 
 def score_folder(
@@ -103,6 +72,7 @@ def score_folder(
     reporter: Reporter | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     limits: Limits | None = None,
+    isolated: bool = False,
 ) -> Outcome:
     """Write one row per image below ``folder`` to ``scores.jsonl`` and ``scores.csv`` in ``out``.
 
@@ -116,6 +86,7 @@ def score_folder(
         reporter: What is told meanwhile (default: nothing).
         should_stop: Asked after every chunk; True ends the run there, to be resumed later.
         limits: What may be spent on a paid backend.
+        isolated: Decode in processes of their own, so that an image that crashes the decoder costs only its row.
 
     Raises:
         ConfigError: An option cannot be used, differs from the recorded one, or ``out`` is not empty or in use.
@@ -131,7 +102,7 @@ def score_folder(
     with _output_folder(out, folder):
         recorded = _recorded(out, resume)
         options = resolve(request or Request(), model, recorded.options if recorded else None)
-        run = _Run(folder, out, model, options, workers or available_cores(), reporter or Silent(), should_stop, limits)
+        run = _Run(folder, out, model, options, workers or available_cores(), reporter or Silent(), should_stop, limits, isolated)
         return _go(run, recorded)
 
 
@@ -157,6 +128,7 @@ def _go(run: _Run, recorded: State | None) -> Outcome:
         resumed_at=recorded.position.files if recorded else 0,
         seconds=time.monotonic() - started,
         review=state.tally.review,
+        strangers=state.tally.strangers,
         failed=state.tally.failed,
     )
 
@@ -169,7 +141,11 @@ def _scope(run: _Run) -> str:
 
 def _work(run: _Run, state: State) -> State:
     backend = open_engine(run.options, run.limits, _scope(run))
-    with closing(backend), HybridClassifier(run.bundle, backend, threshold=run.options.threshold) as classifier:
+    with ExitStack() as stack:
+        stack.enter_context(closing(backend))
+        if (refiner := open_refiner(run.options, run.limits, _scope(run))) is not None:
+            stack.enter_context(closing(refiner))
+        classifier = stack.enter_context(HybridClassifier(run.bundle, backend, threshold=run.options.threshold))
         if backend.shots is not None and backend.seed is None:
             run.reporter.note(f"{backend.name} draws without a seed: another run gives other samples")
         if not state.segments:
@@ -178,21 +154,48 @@ def _work(run: _Run, state: State) -> State:
         with output_errors(run.out / SUMMARY):
             (run.out / SUMMARY).unlink(missing_ok=True)
         run.reporter.begin(state.total, state.position.files)
-        return _score(run, state, classifier)
+        return _score(run, state, HeadRunner(classifier, run.options.max_shots, refiner, run.options.refine_threshold))
 
 
-def _score(run: _Run, state: State, classifier: HybridClassifier) -> State:
+def _score(run: _Run, state: State, runner: HeadRunner) -> State:
     bundle, options, position = run.bundle, run.options, state.position
     batches = plan_batches(run.out / LISTING, state.segments, position.listing, position.chunks, options.batch_size, options.chunk_size)
     with (
-        Decoder(run.folder, bundle.preprocess, run.workers) as decoder,
-        ResultWriter(run.out, state, bundle.labels, bundle.head.num_qubits, _boundaries(bundle, options)) as writer,
-        closing(score_batches(classifier, decoder, batches, options.max_shots)) as chunks,
+        closing(Seen(run.out, position.files)) as seen,
+        ResultWriter(run.out, state, bundle.labels, bundle.head, seen, bundle.manifest.positive_label) as writer,
+        closing(_chunks(run, runner, batches, seen, position.files)) as chunks,
     ):
         while not run.should_stop() and (chunk := next(chunks, None)):
             writer.append(chunk)
             run.reporter.advance(writer.state.position.files)
     return writer.state
+
+
+def _chunks(run: _Run, runner: HeadRunner, batches: Iterator[Batch], seen: Seen, files: int) -> Generator[ScoredChunk, None, None]:
+    spec, options = run.bundle.preprocess, run.options
+    if options.tiles is not None:
+        cut = Cut(spec, options.tiles, options.stride, options.batch_size)
+        positive, quantile = run.bundle.manifest.positive_label, options.tile_quantile or 1.0
+        with TileReader(run.folder, cut, seen, files, isolated=run.isolated) as reader:
+            yield from score_tiled(runner, reader, batches, positive, quantile, run.should_stop, run.reporter.within)
+        return
+    with ExitStack() as stack:
+        pool = stack.enter_context(_decoders(run)) if run.isolated and spec.depth is None else None
+        decoder = stack.enter_context(Decoder(run.folder, spec, run.workers, pool))
+        yield from score_batches(runner, decoder, batches, seen, files)
+
+
+@contextmanager
+def _decoders(run: _Run) -> Iterator[DecoderPool | None]:
+    """Processes that decode; None, and a note, where the system does not grant them."""
+    try:
+        pool = DecoderPool(Job(run.bundle.preprocess, MAX_BYTES, MAX_PIXELS, _DECODE_SECONDS), run.workers)
+    except OSError as error:
+        run.reporter.note(f"images are decoded in this process, which a broken one may end: {error.strerror}")
+        yield None
+        return
+    with closing(pool):
+        yield pool
 
 
 def _look(run: _Run, state: State) -> State:
@@ -203,14 +206,15 @@ def _look(run: _Run, state: State) -> State:
         if run.should_stop():
             raise _StoppedError
 
-    walk = Walk(run.folder, exclude=run.out)
+    walk = Walk(run.folder, exclude=run.out, suffixes=suffixes_of(run.bundle.preprocess))
     listing = run.out / LISTING
     start = state.segments[-1].end if state.segments else 0
-    segment = write_segment(listing, start, unlisted(walk, listing, state.segments), found)
+    selection = Selection(run.options.exclude, run.options.shard)
+    segment = write_segment(listing, start, unlisted(filter(selection, walk), listing, state.segments), found)
     if segment.files and state.segments:
         run.reporter.note(f"{segment.files:,} images are new in the folder since it was listed; they are scored after the others")
     segments = (*state.segments, segment) if segment.files or not state.segments else state.segments
-    looked = state.model_copy(update={"segments": segments, "skipped": dict(sorted(walk.skipped.items()))})
+    looked = state.model_copy(update={"segments": segments, "skipped": dict(sorted((walk.skipped + selection.skipped).items()))})
     if looked != state:
         save_state(run.out, looked)
     return looked
@@ -271,13 +275,6 @@ def _bundle_hash(bundle: ModelBundle) -> str:
 
 def _versions() -> dict[str, str]:
     return {"hqtl": __version__, **{name: version(name) for name in ("numpy", "onnxruntime", "pillow")}}
-
-
-def _boundaries(bundle: ModelBundle, options: Options) -> dict[str, float]:
-    if options.threshold is None:
-        return {}
-    positive = bundle.manifest.positive_label
-    return {label: options.threshold if label == positive else 1 - options.threshold for label in bundle.labels}
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

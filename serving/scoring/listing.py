@@ -6,6 +6,8 @@ any other byte. It grows by segments, one per look at the folder; within a segme
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import heapq
 import os
 from collections import Counter
@@ -14,15 +16,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from hqtl_common.errors import InputError
+from hqtl_common.errors import ConfigError, InputError
 from hqtl_common.preprocess import IMAGE_SUFFIXES
 from serving.scoring.storage import open_at, output_errors, write_all
 
-__all__ = ["LISTING", "Batch", "Segment", "Walk", "plan_batches", "read_paths", "unlisted", "write_segment"]
+__all__ = ["LISTING", "Batch", "Segment", "Selection", "Walk", "plan_batches", "read_paths", "unlisted", "write_segment"]
 
 LISTING = "listing.nul"
 
-_SUFFIXES = tuple(sorted(suffix.encode() for suffix in IMAGE_SUFFIXES))
 _BLOCK = 1 << 20  # bytes of paths held at a time
 
 
@@ -56,6 +57,36 @@ class Batch:
     listing_end: int
 
 
+class Selection:
+    """Which of the images found are scored.
+
+    Args:
+        exclude: Patterns (``*``, ``?``, ``[…]``; ``*`` also matches slashes) of relative paths that are left out.
+        shard: ``i/n``: only the i-th of n parts, which a hash of the relative path decides, so that it is the same on every machine.
+
+    Raises:
+        ConfigError: A shard that is not i/n with 1 ≤ i ≤ n.
+    """
+
+    def __init__(self, exclude: Iterable[str] = (), shard: str | None = None) -> None:
+        self._exclude = [os.fsencode(pattern) for pattern in exclude]
+        part, slash, parts = (shard or "1/1").partition("/")
+        if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+            raise ConfigError(f"a shard is I/N with I from 1 to N, for example 2/8; got {shard!r}")
+        self._part, self._parts = int(part) - 1, int(parts)
+        self.skipped: Counter[str] = Counter()
+
+    def __call__(self, path: bytes) -> bool:
+        """Whether the image at this relative path is scored."""
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in self._exclude):
+            self.skipped["excluded"] += 1
+            return False
+        if self._parts > 1 and int.from_bytes(hashlib.sha256(path).digest()[:8]) % self._parts != self._part:
+            self.skipped["other_shards"] += 1
+            return False
+        return True
+
+
 class Walk:
     """The image files below a folder, as relative paths in the order of their bytes; iterate it once.
 
@@ -65,13 +96,15 @@ class Walk:
     Args:
         folder: Where to look.
         exclude: A folder that is left out with everything below it (the output folder).
+        suffixes: How the names of the files end, lower case.
 
     Raises:
         InputError: While iterating: ``folder`` itself cannot be read.
     """
 
-    def __init__(self, folder: Path, exclude: Path | None = None) -> None:
+    def __init__(self, folder: Path, exclude: Path | None = None, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> None:
         self._root = os.fsencode(folder)
+        self._suffixes = tuple(sorted(map(str.encode, suffixes)))
         self._excluded = None if exclude is None or not exclude.exists() else exclude.stat()
         self.skipped: Counter[str] = Counter()
 
@@ -112,7 +145,7 @@ class Walk:
             return "output_folders" if self._is_excluded(entry) else "folder"
         if not entry.is_file(follow_symlinks=False):
             return "special"
-        return "image" if entry.name.lower().endswith(_SUFFIXES) else "other_files"
+        return "image" if entry.name.lower().endswith(self._suffixes) else "other_files"
 
     def _is_excluded(self, entry: os.DirEntry[bytes]) -> bool:
         return self._excluded is not None and os.path.samestat(self._excluded, entry.stat(follow_symlinks=False))

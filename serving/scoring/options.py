@@ -13,12 +13,17 @@ from hqtl_common.backends import backend_capabilities
 from hqtl_common.backends.base import Backend
 from hqtl_common.backends.opening import Limits, open_backend
 from hqtl_common.bundle import ModelBundle
+from hqtl_common.classifier import applied_calibration
 from hqtl_common.errors import ConfigError, HqtlError
+from serving.scoring.listing import Selection
 
-__all__ = ["DEFAULT_BACKEND", "DEFAULT_BATCH_SIZE", "Options", "Request", "open_engine", "resolve"]
+__all__ = ["DEFAULT_BACKEND", "DEFAULT_BATCH_SIZE", "Options", "Request", "open_engine", "open_refiner", "resolve"]
 
 DEFAULT_BACKEND = "statevector"
 DEFAULT_BATCH_SIZE = 32
+
+_ALWAYS = frozenset({"backend", "shots", "seed", "batch_size", "chunk_size", "threshold"})
+_UNUSED: tuple[Any, ...] = (None, {}, (), [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +37,17 @@ class Request:
         batch_size: Images that go through the backbone together (default: 32).
         chunk_size: Images per evaluation of the head, which is one job on backends that have jobs, and the unit in
             which results are written (default: the batch size).
-        threshold: Probability from which the positive label is given (default: the bundle's).
+        threshold: Probability from which the positive label is given (default: the bundle's for the backend).
         max_shots: Sample images in doubt again, with at most so many shots each (default: ``shots`` for every image).
         backend_options: Options of the backend by its own names.
+        tiles: Edge length in pixels of the tiles that images are cut into; 0 = the model's input (default: images are scored whole).
+        overlap: Pixels that neighbouring tiles share (default: a quarter of a tile).
+        tile_quantile: Which tile decides about an image (default: 1, the one that is most probably positive); see
+            :func:`serving.scoring.tiled.deciding_tile`.
+        refine_with: A backend that finds answers in doubt again.
+        refine_shots: Its repetitions (default: its own).
+        exclude: Patterns of relative paths that are left out.
+        shard: ``i/n``: only the i-th of n parts of the images.
     """
 
     backend: str | None = None
@@ -45,6 +58,13 @@ class Request:
     threshold: float | None = None
     max_shots: int | None = None
     backend_options: dict[str, Any] | None = None
+    tiles: int | None = None
+    overlap: int | None = None
+    tile_quantile: float | None = None
+    refine_with: str | None = None
+    refine_shots: int | None = None
+    exclude: tuple[str, ...] | None = None
+    shard: str | None = None
 
 
 class Options(BaseModel):
@@ -60,11 +80,24 @@ class Options(BaseModel):
     threshold: float | None
     max_shots: Annotated[int | None, Field(ge=1)] = None
     backend_options: dict[str, Any] = {}
+    tiles: Annotated[int | None, Field(ge=1)] = None
+    overlap: Annotated[int | None, Field(ge=0)] = None
+    tile_quantile: Annotated[float | None, Field(gt=0, le=1)] = None
+    refine_with: str | None = None
+    refine_shots: Annotated[int | None, Field(ge=1)] = None
+    refine_threshold: float | None = None
+    exclude: tuple[str, ...] = ()
+    shard: str | None = None
+
+    @property
+    def stride(self) -> int:
+        """Distance between neighbouring tiles in pixels; 0 where images are scored whole."""
+        return (self.tiles or 0) - (self.overlap or 0)
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Options that are not used are not recorded."""
-        return {name: value for name, value in serialize(self).items() if value or name not in ("max_shots", "backend_options")}
+        return {name: value for name, value in serialize(self).items() if value not in _UNUSED or name in _ALWAYS}
 
 
 def resolve(request: Request, bundle: ModelBundle, recorded: Options | None) -> Options:
@@ -74,6 +107,8 @@ def resolve(request: Request, bundle: ModelBundle, recorded: Options | None) -> 
         ConfigError: A size below 1, or an option that differs from the recorded one.
         BackendError: There is no such backend, or it cannot do what the options ask.
     """
+    if request.tiles == 0:
+        request = dataclasses.replace(request, tiles=bundle.preprocess.size)
     if recorded is None:
         return _with_defaults(request, bundle)
     given = {name: value for name, value in dataclasses.asdict(request).items() if value is not None}
@@ -89,21 +124,43 @@ def resolve(request: Request, bundle: ModelBundle, recorded: Options | None) -> 
 
 def _with_defaults(request: Request, bundle: ModelBundle) -> Options:
     batch_size = DEFAULT_BATCH_SIZE if request.batch_size is None else request.batch_size
-    chunk_size = batch_size if request.chunk_size is None else request.chunk_size
+    whole = request.tiles is None
+    chunk_size = (batch_size if whole else 1) if request.chunk_size is None else request.chunk_size
     for name, size in {"batch size": batch_size, "chunk size": chunk_size}.items():
         if size < 1:
             raise ConfigError(f"{name} must be at least 1; got {size}")
-    default_threshold = bundle.manifest.threshold if len(bundle.labels) == 2 else None
+    _check_tiles(request, bundle)
+    Selection(request.exclude or (), request.shard)
     return Options(
         backend=request.backend or DEFAULT_BACKEND,
         shots=request.shots,
         seed=_default_seed(request) if request.seed is None else request.seed,
         batch_size=batch_size,
         chunk_size=chunk_size,
-        threshold=default_threshold if request.threshold is None else request.threshold,
+        threshold=_default_threshold(request, bundle) if request.threshold is None else request.threshold,
         max_shots=request.max_shots,
         backend_options=request.backend_options or {},
+        tiles=request.tiles,
+        overlap=None if request.tiles is None else request.tiles // 4 if request.overlap is None else request.overlap,
+        tile_quantile=None if whole else 1.0 if request.tile_quantile is None else request.tile_quantile,
+        refine_with=request.refine_with,
+        refine_shots=request.refine_shots,
+        refine_threshold=_refine_threshold(request, bundle),
+        exclude=request.exclude or (),
+        shard=request.shard,
     )
+
+
+def open_refiner(options: Options, limits: Limits | None, scope: str) -> Backend | None:
+    """The backend that finds answers in doubt again, None without one; it has the seed of the first.
+
+    Raises:
+        ConfigError: See :func:`open_engine`.
+        BackendError: See :func:`open_engine`.
+    """
+    if options.refine_with is None:
+        return None
+    return open_backend(options.refine_with, shots=options.refine_shots, seed=options.seed or 0, limits=limits, scope=f"{scope}-refined")
 
 
 def open_engine(options: Options, limits: Limits | None, scope: str) -> Backend:
@@ -136,6 +193,28 @@ def open_engine(options: Options, limits: Limits | None, scope: str) -> Backend:
     return backend
 
 
+def _check_tiles(request: Request, bundle: ModelBundle) -> None:
+    if request.tiles is None:
+        if request.overlap is not None or request.tile_quantile is not None:
+            raise ConfigError("an overlap or a quantile of tiles needs --tiles")
+        return
+    if bundle.preprocess.depth is not None:
+        raise ConfigError("tiles are cut from images; the bundle reads volumes: leave out --tiles")
+    if request.overlap is not None and not 0 <= request.overlap < request.tiles:
+        raise ConfigError(f"the overlap must be 0 to less than the size of a tile, {request.tiles}; got {request.overlap}")
+
+
+def _refine_threshold(request: Request, bundle: ModelBundle) -> float | None:
+    if request.refine_with is None:
+        if request.refine_shots is not None:
+            raise ConfigError("--refine-shots needs --refine-with")
+        return None
+    if backend_capabilities(request.backend or DEFAULT_BACKEND).paid:
+        raise ConfigError(f"--refine-with comes after a free backend; {request.backend!r} costs money or queues for every answer already")
+    again = dataclasses.replace(request, backend=request.refine_with, shots=request.refine_shots, backend_options=None)
+    return _default_threshold(again, bundle) if request.threshold is None else request.threshold
+
+
 def _default_seed(request: Request) -> int | None:
     """0, or None for a backend that takes no seed."""
     name = request.backend or DEFAULT_BACKEND
@@ -144,6 +223,17 @@ def _default_seed(request: Request) -> int | None:
     backend = open_backend(name, shots=request.shots, seed=0, options=request.backend_options)
     backend.close()
     return None if backend.shots is not None and backend.seed is None else 0
+
+
+def _default_threshold(request: Request, bundle: ModelBundle) -> float | None:
+    """The bundle's for the backend and its shots, also where those are the backend's own default."""
+    name, shots = request.backend or DEFAULT_BACKEND, request.shots
+    can = backend_capabilities(name)
+    if shots is None and not can.exact and not can.paid:
+        backend = open_backend(name, shots=None, seed=None, options=request.backend_options)
+        shots = backend.shots
+        backend.close()
+    return applied_calibration(bundle.manifest, name, shots).threshold
 
 
 def _shown(value: object) -> str:

@@ -27,6 +27,9 @@ class Reporter(Protocol):
     def advance(self, done: int) -> None:
         """So many files have their row."""
 
+    def within(self, tiles: int) -> None:
+        """So many tiles of the image in work are done."""
+
     def note(self, message: str) -> None:
         """Something to know, in one line."""
 
@@ -41,6 +44,9 @@ class Silent:
         """See :class:`Reporter`."""
 
     def advance(self, done: int) -> None:
+        """See :class:`Reporter`."""
+
+    def within(self, tiles: int) -> None:
         """See :class:`Reporter`."""
 
     def note(self, message: str) -> None:
@@ -82,6 +88,11 @@ class Lines:
         if self._due():
             rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
             self.note(f"{done:,} of {self._total:,} images, {rate:.1f} images/s, {(self._total - done) / rate / 60:.0f} min left")
+
+    def within(self, tiles: int) -> None:
+        """See :class:`Reporter`."""
+        if self._due():
+            self.note(f"{tiles:,} tiles of the image in work")
 
     def note(self, message: str) -> None:
         """See :class:`Reporter`."""
@@ -126,6 +137,10 @@ class Bar:
     def advance(self, done: int) -> None:
         """See :class:`Reporter`."""
         self._progress.update(self._shown("Scoring"), completed=done)
+
+    def within(self, tiles: int) -> None:
+        """See :class:`Reporter`."""
+        self._progress.update(self._shown("Scoring"), description=f"Scoring (tile {tiles:,})")
 
     def note(self, message: str) -> None:
         """See :class:`Reporter`."""

@@ -8,15 +8,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from serving.scoring.folder import Outcome
-from serving.scoring.state import CSV, JSONL, SUMMARY
+from serving.scoring.outcome import Outcome
+from serving.scoring.state import SUMMARY
 
 __all__ = ["print_summary", "printable"]
 
 _KINDS = {
+    "excluded": "excluded",
     "hidden": "hidden",
     "links": "symbolic links",
     "other_files": "other files",
+    "other_shards": "in other shards",
     "output_folders": "the output folder",
     "special": "pipes, sockets or devices",
     "unreadable_folders": "folders that cannot be read",
@@ -33,11 +35,20 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         table.add_row(Text(printable(label)), f"{count:,}")
     table.add_row("errors", _errors(outcome))
     table.add_row("doubtful", _doubtful(outcome))
+    table.add_row("unfamiliar", _unfamiliar(outcome))
     if summary["skipped"]:
         table.add_row("not scored", ", ".join(f"{count:,} {_KINDS.get(kind, kind)}" for kind, count in summary["skipped"].items()))
+    if "tiles" in summary:
+        table.add_row("tiles", Text(", ".join(f"{count:,} {printable(label)}" for label, count in summary["tiles"].items())))
+    if summary["duplicates"]:
+        table.add_row("duplicates", f"{summary['duplicates']:,} with the bytes of an earlier file; each has its answer")
+    for what in ("images", "tiles"):
+        if (figures := (summary.get("truth") or {}).get(what)) is not None:
+            table.add_row(f"truth of {what}", _truth(figures))
     table.add_row("images", _images(outcome))
     table.add_row("backend", ", ".join(dict.fromkeys(map(_backend, summary["executions"]))) or "not used")
-    names = (CSV, JSONL, SUMMARY) if outcome.complete else (CSV, JSONL)
+    table.add_row("calibration", ", ".join(summary["calibration"]) or "not used")
+    names = outcome.files if outcome.complete else [name for name in outcome.files if name != SUMMARY]
     table.add_row("files", Text("\n".join(printable(str(outcome.out / name)) for name in names)))
     console.print(table)
 
@@ -49,8 +60,23 @@ def printable(name: str) -> str:
 
 def _images(outcome: Outcome) -> str:
     new = outcome.done - outcome.resumed_at
-    rate = f", {outcome.rate:,.1f} per second in this run" if new else ", all of them by an earlier run" if outcome.done else ""
+    rate = (
+        f", {outcome.rate:,.{1 if outcome.rate >= 1 else 3}f} per second in this run"
+        if new
+        else ", all of them by an earlier run"
+        if outcome.done
+        else ""
+    )
     return f"{outcome.done:,} of {outcome.summary['images']:,}{rate}"
+
+
+def _truth(figures: dict[str, Any]) -> str:
+    """Precision, recall and F1 with their intervals."""
+    shown = []
+    for name, title in (("precision", "precision"), ("recall", "recall"), ("f1", "F1")):
+        value, interval = figures[name]["value"], figures[name]["interval"]
+        shown.append(f"{title} –" if value is None else f"{title} {value:.3f} ({interval[0]:.3f} – {interval[1]:.3f})")
+    return f"{', '.join(shown)}; {figures['tp']:,} found, {figures['fn']:,} missed, {figures['fp']:,} false alarms"
 
 
 def _errors(outcome: Outcome) -> Text:
@@ -67,6 +93,14 @@ def _doubtful(outcome: Outcome) -> Text:
         return Text("0")
     names = [printable(path) for _, path in outcome.review]
     return Text("\n".join([f"{outcome.summary['doubtful']:,} close to another label, look first at:", *names]), style="yellow")
+
+
+def _unfamiliar(outcome: Outcome) -> Text:
+    count = outcome.summary["unfamiliar"]
+    if not count:
+        return Text("not known: the bundle holds no reference" if count is None else "0")
+    names = [printable(path) for _, path in outcome.strangers]
+    return Text("\n".join([f"{count:,} unlike the training images, the least familiar first:", *names]), style="yellow")
 
 
 def _backend(execution: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,11 +14,13 @@ from serving.scoring.options import Options
 from serving.scoring.storage import replace_file
 from serving.scoring.tally import PathText, Tally
 
-__all__ = ["CSV", "JSONL", "STATE", "SUMMARY", "Position", "State", "holds_only_a_start", "load_state", "save_state"]
+__all__ = ["CSV", "JSONL", "STATE", "SUMMARY", "TILES", "TILES_CSV", "Position", "State", "holds_only_a_start", "load_state", "save_state"]
 
 STATE = "state.json"
 JSONL = "scores.jsonl"
 CSV = "scores.csv"
+TILES = "tiles.jsonl"
+TILES_CSV = "tiles.csv"
 SUMMARY = "summary.json"
 
 _OF_A_START = frozenset({f"{STATE}.tmp"})
@@ -39,6 +41,8 @@ class Position(_Strict):
         listing: Where the next chunk begins in the list, bytes.
         jsonl: Length of scores.jsonl, bytes.
         csv: Length of scores.csv, bytes; 0 = without its header.
+        tiles: Length of tiles.jsonl, bytes.
+        tiles_csv: Length of tiles.csv, bytes.
     """
 
     files: Count = 0
@@ -46,13 +50,15 @@ class Position(_Strict):
     listing: Count = 0
     jsonl: Count = 0
     csv: Count = 0
+    tiles: Count = 0
+    tiles_csv: Count = 0
 
 
 class State(_Strict):
     """A run as recorded.
 
     Args:
-        schema_: Always ``hqtl-score/1`` (key ``schema``).
+        schema_: Always ``hqtl-score/2`` (key ``schema``).
         folder: What is scored, absolute.
         bundle_sha256: Of the bundle's manifest.json, which holds the hashes of all other files.
         versions: Packages that decide the last digits.
@@ -61,9 +67,11 @@ class State(_Strict):
         skipped: Entries of the folder that are not scored, by kind, at the last look.
         position: What is done.
         tally: Counts over what is done.
+        published: Which pages and maps were made of the complete rows; None = none since the last row.
+        truth: What the comparison with truth gave; None without one.
     """
 
-    schema_: Annotated[Literal["hqtl-score/1"], Field(alias="schema")] = "hqtl-score/1"
+    schema_: Annotated[Literal["hqtl-score/2"], Field(alias="schema")] = "hqtl-score/2"
     folder: PathText
     bundle_sha256: str
     versions: dict[str, str]
@@ -72,6 +80,8 @@ class State(_Strict):
     skipped: dict[str, int] = {}
     position: Position = Position()
     tally: Tally = Tally()
+    published: dict[str, Any] | None = None
+    truth: dict[str, Any] | None = None
 
     @property
     def total(self) -> int:

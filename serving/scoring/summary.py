@@ -31,8 +31,13 @@ def summary_of(state: State, labels: Sequence[str]) -> dict[str, Any]:
         "labels": {label: tally.labels.get(label, 0) for label in labels},
         "errors": dict(sorted(tally.errors.items())),
         "doubtful": tally.doubtful,
+        "unfamiliar": tally.unfamiliar,
+        "duplicates": tally.duplicates,
+        **({"tiles": {label: tally.tiles.get(label, 0) for label in labels}} if state.options.tiles else {}),
+        "calibration": list(tally.calibrations),
         "skipped": state.skipped,
         "executions": list(tally.executions),
+        **({} if state.truth is None else {"truth": state.truth}),
     }
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from hqtl_common.records import ExecutionRecord, Prediction
-from serving.scoring.pipeline import Answer, Failure, ScoredChunk
+from serving.scoring.answers import Answer, Failure, ScoredChunk
 from serving.scoring.rows import text_of
 
-__all__ = ["CLOSE", "NAMED", "PathText", "Tally", "add_chunk", "margin_of"]
+__all__ = ["NAMED", "PathText", "Tally", "add_chunk"]
 
-CLOSE = 0.1  # an exact answer this close to the other label is called doubtful
 NAMED = 5  # doubtful and failed files that are named
 
 _SUMS = ("num_rows", "num_jobs", "job_ids", "qpu_seconds")
@@ -38,8 +37,13 @@ class Tally(BaseModel):
         errors: Files per error code.
         doubtful: Files whose answer is close to another label: the 95 % interval reaches it, or the exact probability
             is within 0.1 of it.
+        unfamiliar: Files that are unlike the training images; None if the bundle cannot tell.
         review: The most doubtful files, (margin, path).
+        strangers: The least familiar of the unfamiliar files, (familiarity, path).
         failed: The first files with errors.
+        calibrations: Which temperatures and thresholds were used, by name.
+        duplicates: Files with the bytes of an earlier one.
+        tiles: Tiles per label.
         executions: What ran the head, one entry per distinct record, with sums of rows, jobs and billed seconds.
     """
 
@@ -48,50 +52,54 @@ class Tally(BaseModel):
     labels: dict[str, int] = {}
     errors: dict[str, int] = {}
     doubtful: int = 0
+    unfamiliar: int | None = None
     review: tuple[tuple[float, PathText], ...] = ()
+    strangers: tuple[tuple[float, PathText], ...] = ()
     failed: tuple[PathText, ...] = ()
+    calibrations: tuple[str, ...] = ()
+    duplicates: int = 0
+    tiles: dict[str, int] = {}
     executions: tuple[dict[str, Any], ...] = ()
 
 
-def add_chunk(tally: Tally, chunk: ScoredChunk, boundaries: dict[str, float]) -> Tally:
+def add_chunk(tally: Tally, chunk: ScoredChunk, copies: Sequence[dict[str, Any]] = ()) -> Tally:
     """The tally with one more chunk.
 
     Args:
         tally: So far.
-        chunk: What is added.
-        boundaries: See :func:`margin_of`.
+        chunk: The chunk.
+        copies: Rows of its duplicates; they count, but are never named.
     """
     labels, errors = Counter(tally.labels), Counter(tally.errors)
     labels.update(answer.label for answer in chunk.answers if isinstance(answer, Prediction))
     errors.update(answer.code for answer in chunk.answers if isinstance(answer, Failure))
-    doubtful = [item for item in _margins(chunk.paths, chunk.answers, boundaries) if item[0] < 0]
-    failed = [text_of(path) for path, answer in zip(chunk.paths, chunk.answers, strict=True) if isinstance(answer, Failure)]
+    labels.update(row["label"] for row in copies if row["error"] is None)
+    errors.update(row["error"]["code"] for row in copies if row["error"] is not None)
+    reasons = Counter(reason for row in copies for reason in row["review"] or ())
+    tiles = Counter(tally.tiles)
+    tiles.update(tile.label for tiled in chunk.tiled if tiled is not None for tile in tiled.answers)
+    answered = [(answer, text_of(path)) for path, answer in _pairs(chunk) if isinstance(answer, Prediction)]
+    doubtful = [(answer.margin, path) for answer, path in answered if answer.margin < 0]
+    strangers = [(answer.familiarity or 0.0, path) for answer, path in answered if answer.unfamiliar]
+    known = tally.unfamiliar is not None or any(answer.familiarity is not None for answer, _ in answered)
+    failed = [text_of(path) for path, answer in _pairs(chunk) if isinstance(answer, Failure)]
     return Tally(
         labels=dict(labels),
         errors=dict(errors),
-        doubtful=tally.doubtful + len(doubtful),
+        doubtful=tally.doubtful + len(doubtful) + reasons["close"] + reasons["interval"],
+        unfamiliar=(tally.unfamiliar or 0) + len(strangers) + reasons["unfamiliar"] if known else None,
         review=tuple(sorted([*tally.review, *doubtful])[:NAMED]),
+        strangers=tuple(sorted([*tally.strangers, *strangers])[:NAMED]),
         failed=(*tally.failed, *failed)[:NAMED],
-        executions=_merge(tally.executions, chunk.execution),
+        calibrations=tuple(sorted({*tally.calibrations, *(answer.calibration for answer, _ in answered if answer.calibration)})),
+        duplicates=tally.duplicates + len(copies),
+        tiles=dict(tiles),
+        executions=_merge(_merge(tally.executions, chunk.execution), chunk.refined),
     )
 
 
-def margin_of(prediction: Prediction, boundaries: dict[str, float]) -> float:
-    """How far the lower end of the answer stands above the other label; negative = doubtful.
-
-    Args:
-        prediction: The answer.
-        boundaries: Probability from which each label is given, with two classes; empty with more.
-    """
-    low = prediction.probability - CLOSE if prediction.interval is None else prediction.interval[0]
-    if boundaries:
-        return low - boundaries[prediction.label]
-    return low - sorted(prediction.probabilities.values())[-2]
-
-
-def _margins(paths: Sequence[bytes], answers: Sequence[Answer], boundaries: dict[str, float]) -> list[tuple[float, str]]:
-    pairs = zip(paths, answers, strict=True)
-    return [(margin_of(answer, boundaries), text_of(path)) for path, answer in pairs if isinstance(answer, Prediction)]
+def _pairs(chunk: ScoredChunk) -> Iterable[tuple[bytes, Answer]]:
+    return zip(chunk.paths, chunk.answers, strict=True)
 
 
 def _merge(executions: tuple[dict[str, Any], ...], record: ExecutionRecord | None) -> tuple[dict[str, Any], ...]:

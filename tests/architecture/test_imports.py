@@ -24,7 +24,7 @@ FORBIDDEN = {
 }
 # Packages with one home: the modules that may import them.
 HOMES = {
-    "click": r"(training|serving)\.cli(\..+)?",
+    "click": r"(training|serving)\.cli(_keys|\..+)?",
     "qiskit_ibm_runtime": r"hqtl_common\.backends\.(ibm|ibm_account|snapshots)|training\.emulator\..+",
     "pennylane": r"hqtl_common\.backends\.pennylane|training\..+",
     "onnxruntime": r"hqtl_common\.stages|training\..+",
@@ -33,7 +33,10 @@ HOMES = {
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"specs", "records"},
-    {"preprocess", "circuit", "shifts", "manifest", "bundle"},
+    {
+        *("preprocess", "circuit", "shifts", "calibration", "manifest", "bundle", "georeference"),
+        *("tiff_windows", "rasters", "tiles", "value_ranges", "volumes"),
+    },
     {"stages", "backends", "ledger"},
     {"adaptive", "classifier"},
 )

@@ -77,7 +77,7 @@ def test_every_extra_of_the_readme_exists() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for extra in re.findall(r"`(train|serve|quantum|all|dev)`", (ROOT / "README.md").read_text()):
         assert extra in project["optional-dependencies"]
-    assert set(project["scripts"]) == {"hqtl-train", "hqtl-score"}
+    assert set(project["scripts"]) == {"hqtl-train", "hqtl-score", "hqtl-keys"}
 
 
 def test_service_variables_stand_in_the_guide() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ import yaml
 from PIL import Image
 
 from hqtl_common import HybridClassifier, ModelBundle, get_backend
+from serving.keys import Grants, edit_keys, new_key, revoked
 from tests.tiny import tiny_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,19 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
     return {**clean, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", **variables}
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+def figures(service: Served) -> dict[str, float]:
+    """What /metrics says: name with labels → value."""
+    lines = service.ask("GET", "/metrics").text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -50,12 +65,24 @@ def free_port() -> int:
         return port
 
 
+def make_key(path: Path, **grants: Any) -> str:
+    """Add a key to a file of keys; the text to send."""
+    token, key = new_key("test", Grants(**grants))
+    with edit_keys(path) as keys:
+        keys.append(key)
+    return token
+
+
 class Served:
-    """A running ``bentoml serve``; whatever happens, nothing of it is left behind."""
+    """A running ``bentoml serve`` with one key; whatever happens, nothing of it is left behind."""
 
     def __init__(self, folder: Path, *arguments: str, cwd: Path = ROOT, **variables: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.keys = folder / f"keys-{self.port}.json"
+        self.token = make_key(self.keys)
+        if "HQTL_INSECURE_NO_AUTH" not in variables:
+            variables = {"HQTL_KEYS": str(self.keys), **variables}
         self.log = folder / f"serve-{self.port}.log"
         with self.log.open("wb") as log:
             self.process = psutil.Popen(
@@ -77,12 +104,24 @@ class Served:
         pytest.fail(f"the service did not become ready:\n{self.log.read_text()}")
 
     def worker(self) -> psutil.Process:
-        (worker,) = [child for child in self.process.children(recursive=True) if "_bentoml_impl.worker.service" in child.cmdline()]
+        (worker,) = self.workers()
         return worker
+
+    def workers(self) -> list[psutil.Process]:
+        found = []
+        for child in self.process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if "_bentoml_impl.worker.service" in child.cmdline():
+                    found.append(child)
+        return found
 
     def predict(self, *files: bytes, **fields: Any) -> httpx.Response:
         parts = [("image", (f"{k}.png", data)) for k, data in enumerate(files)]
-        return http("POST", f"{self.url}/v1/predict", files=parts, data={k: str(v) for k, v in fields.items()})
+        return self.ask("POST", "/v1/predict", files=parts, data={k: str(v) for k, v in fields.items()})
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """One request with the key."""
+        return http(method, f"{self.url}{path}", headers={"authorization": f"Bearer {self.token}"}, **options)
 
     def stop(self) -> None:
         family = [self.process, *self.process.children(recursive=True)] if self.process.is_running() else []
@@ -166,11 +205,56 @@ class TestFromTheRepository:
         assert (answer.status_code, list(answer.json())) == (status, ["error"])
 
     def test_other_routes(self, service: Served, bundle: ModelBundle) -> None:
-        assert http("GET", f"{service.url}/v1/model").json()["labels"] == list(bundle.labels)
-        assert http("GET", f"{service.url}/v1/backends").json()["default"] == "statevector"
-        assert [http("GET", f"{service.url}{path}").status_code for path in ("/livez", "/readyz", "/metrics", "/")] == [200] * 4
-        nowhere = http("GET", f"{service.url}/static_content/index.css")
+        assert service.ask("GET", "/v1/model").json()["labels"] == list(bundle.labels)
+        assert service.ask("GET", "/v1/backends").json()["default"] == "statevector"
+        assert [service.ask("GET", path).status_code for path in ("/livez", "/readyz", "/healthz", "/metrics", "/")] == [200] * 5
+        nowhere = service.ask("GET", "/static_content/index.css")
         assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "not_found")
+
+    def test_without_a_key_nothing_of_ours_or_of_bentoml_answers(self, service: Served) -> None:
+        shut = ("/", "/metrics", "/v1/model", "/v1/openapi.json", "/docs", "/docs.json", "/schema.json", "/static_content/index.css", "/x")
+        assert {http(method, f"{service.url}{path}").status_code for path in shut for method in ("GET", "POST")} == {401}
+        assert {http("GET", f"{service.url}{path}").status_code for path in ("/livez", "/readyz", "/healthz")} == {200}
+
+    def test_a_key_is_revoked_and_another_is_made_while_it_runs(self, service: Served) -> None:
+        other = make_key(service.keys)
+        with edit_keys(service.keys) as keys:
+            keys[:] = revoked(keys, keys[0].id)
+        wait_until(lambda: service.ask("GET", "/v1/model").status_code == 401)
+        first, service.token = service.token, other
+        assert service.predict(photo(0)).status_code == 200
+        assert first not in service.log.read_text()
+
+    @pytest.mark.parametrize(
+        ("sent", "status"),
+        [
+            (b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: KEY\r\nX: " + b"y" * 200_000 + b"\r\n\r\n", 400),
+            (b"hello\r\n\r\n", 400),
+            (b"GET \xff\xfe HTTP/1.1\r\n\r\n", 400),
+            (b"GET /%ff%00 HTTP/1.1\r\nHost: \xff\xfe\r\nAuthorization: KEY\r\n\r\n", 404),
+            (b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\nAuthorization: KEY\r\n\r\n", 400),
+            (b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nAuthorization: KEY\r\n\r\nzz\r\n", 400),
+            (
+                b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nAuthorization: KEY\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+                415,
+            ),
+            (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nAuthorization: KEY\r\n\r\n", 400),
+            (b"TRACE / HTTP/1.1\r\nHost: x\r\nAuthorization: KEY\r\n\r\n", 405),
+            (b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\r\n\r\n", 401),
+        ],
+    )
+    def test_what_is_hardly_http_is_the_clients_fault(self, service: Served, sent: bytes, status: int) -> None:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+            connection.sendall(sent.replace(b"KEY", b"Bearer " + service.token.encode()))
+            assert connection.recv(100).split()[1] == str(status).encode()
+
+    def test_a_client_that_goes_away_leaves_nothing_behind(self, service: Served) -> None:
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.token}\r\n"
+        head += "Content-Type: multipart/form-data; boundary=b"
+        for _ in range(40):  # more than may be in work at once
+            with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+                connection.sendall(f"{head}\r\nContent-Length: 100000\r\n\r\n--b\r\n".encode())
+        wait_until(lambda: service.predict(photo(0)).status_code == 200)
 
     def test_an_upload_that_is_refused_early_is_answered(self, service: Served) -> None:
         answer = service.predict(bytes(20 * 2**20))
@@ -191,9 +275,24 @@ class TestFromTheRepository:
     def test_the_log_holds_no_traceback_and_no_name_of_a_file(self, service: Served) -> None:
         service.predict(photo(0), b"text")
         log = service.log.read_text()
-        assert "path=/v1/predict" in log
-        assert "Traceback" not in log
-        assert "0.png" not in log
+        lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+        requests = [line for line in lines if line.get("route") == "/v1/predict"]
+        assert {"request_id", "status", "duration_ms", "key", "backend", "images", "shots", "bytes_in", "client"} <= requests[-2].keys()
+        assert requests[-1]["code"] == "unknown_image_format"
+        assert not re.search(f"Traceback|0.png|{service.token}|Bearer", log)
+
+    def test_figures_of_all_that_was_asked(self, service: Served) -> None:
+        before = figures(service)
+        service.predict(photo(0), photo(1), backend="aer", shots=100)
+        service.predict(b"text")
+        for k in range(50):
+            service.ask("GET", f"/random/{k}")
+        after = figures(service)
+        grown = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+        assert grown['hqtl_shots_total{backend="aer"}'] == 200
+        assert grown['hqtl_rejected_total{reason="unknown_image_format"}'] == 1
+        assert sum(value for name, value in grown.items() if "request_total" in name and 'endpoint="other"' in name) == 50
+        assert not any("random" in name for name in after)
 
 
 def test_sigterm_lets_work_in_progress_finish(serve: Callable[..., Served], bundle: ModelBundle) -> None:
@@ -215,6 +314,7 @@ def test_sigterm_lets_work_in_progress_finish(serve: Callable[..., Served], bund
 
 def run_to_the_end(home: Path, *arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [str(BENTOML), "serve", *arguments, "--port", str(free_port())]
+    variables = {"HQTL_INSECURE_NO_AUTH": "1", **variables}
     return subprocess.run(command, cwd=cwd, env=environment(home, **variables), capture_output=True, text=True, timeout=START_S)
 
 
@@ -243,6 +343,24 @@ class TestItDoesNotStart:
     def test_with_a_wrong_setting(self, tmp_path: Path, bundle: ModelBundle) -> None:
         line = self.one_line(run_to_the_end(tmp_path / "home", HQTL_BUNDLE=str(bundle.path), HQTL_BACKENDS="statevector,magic"))
         assert line.startswith("hqtl service: HQTL_BACKENDS must be ")
+
+
+def test_no_authentication_and_an_open_address_do_not_go_together(serve: Callable[..., Served], bundle: ModelBundle) -> None:
+    service = serve("--host", "0.0.0.0", HQTL_BUNDLE=str(bundle.path), HQTL_INSECURE_NO_AUTH="1")
+    service.process.wait(60)
+    assert "hqtl service: HQTL_INSECURE_NO_AUTH serves 127.0.0.1 only, and this service would listen on 0.0.0.0" in service.log.read_text()
+
+
+def test_figures_of_two_workers_are_added_up(serve: Callable[..., Served], bundle: ModelBundle) -> None:
+    service = serve(HQTL_BUNDLE=str(bundle.path), BENTOML_CONFIG_OPTIONS="services.hqtl.workers=2")
+    service.wait_ready()
+    for k in range(20):
+        assert service.predict(photo(k), shots=10).status_code == 200
+    assert figures(service)['hqtl_shots_total{backend="statevector"}'] == 200
+    service.workers()[0].kill()
+    wait_until(lambda: len(service.workers()) == 2)
+    assert service.predict(photo(0), shots=10).status_code == 200
+    assert figures(service)['hqtl_shots_total{backend="statevector"}'] == 210
 
 
 def test_a_worker_that_finds_the_bundle_changed_ends_it_all(serve: Callable[..., Served], tmp_path: Path) -> None:
@@ -291,7 +409,7 @@ class TestBento:
         service.wait_ready()
         (answer,) = probabilities(service.predict(photo(1)))
         assert answer == pytest.approx(library(bundle, photo(1))[0], abs=1e-9)
-        assert http("GET", f"{service.url}/").json()["version"] == "of the bento"
+        assert service.ask("GET", "/").json()["version"] == "of the bento"
 
     def test_it_does_not_start_without_a_bundle(self, bento: Path, tmp_path: Path) -> None:
         result = run_to_the_end(tmp_path / "home", str(bento), cwd=tmp_path)

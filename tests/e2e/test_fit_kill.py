@@ -76,7 +76,7 @@ def num_features(cache: Path) -> int:
 
 
 def assert_same_run(left: Path, right: Path) -> None:
-    for name in ("result.json", "data.json", "config.json", "curves.png", "confusion.png"):
+    for name in ("result.json", "predictions.json", "data.json", "config.json", "curves.png", "confusion.png"):
         assert (left / name).read_bytes() == (right / name).read_bytes(), name
     metrics = [[{**line, "seconds": 0} for line in RunFolder(path).metrics()] for path in (left, right)]
     assert metrics[0] == metrics[1]

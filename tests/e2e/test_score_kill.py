@@ -134,3 +134,30 @@ def test_second_run_on_the_same_output_is_refused(photos: Path, bundle: ModelBun
         pytest.skip("the first run ended too soon")
     assert second.returncode == 1
     assert "another run is writing" in stderr
+
+
+def everything(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "seen.sqlite"}
+
+
+def test_tiles_and_report_killed_at_any_moment(bundle: ModelBundle, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "scans").mkdir()
+    for index in range(4):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 9), dtype=np.uint8))
+        coarse.resize((700, 500)).save(tmp_path / "scans" / f"{index}.png")
+    (tmp_path / "scans" / "copy.png").write_bytes((tmp_path / "scans" / "0.png").read_bytes())
+    (tmp_path / "scans" / "bad.png").touch()
+    options = ("--tiles", "100", "--overlap", "50", "--shots", "50", "--truth", str(tmp_path / "scans"))
+    finish(tmp_path / "scans", bundle, tmp_path / "whole", *options)
+    whole = everything(tmp_path / "whole")
+    kills = 0
+    for delay in (0.8, 1.1, 1.4, 1.7):
+        process = start(tmp_path / "scans", bundle, tmp_path / "out", *options, "--resume")
+        time.sleep(delay)
+        send(process, signal.SIGKILL)
+        kills += process.returncode == -signal.SIGKILL
+    assert kills
+    finish(tmp_path / "scans", bundle, tmp_path / "out", *options, "--resume")
+    assert {name for name in everything(tmp_path / "out") if not name.endswith(".tmp")} == set(whole)
+    assert {name: everything(tmp_path / "out")[name] for name in whole} == whole

@@ -67,6 +67,21 @@ def test_values_are_those_of_the_snapshot(running: Running, tmp_path: Path) -> N
         assert (stats["submits_received"], stats["jobs_executed"]) == (2, 2)
 
 
+def test_products_of_z_are_read_from_the_recorded_counts(emulator: Emulator, tmp_path: Path) -> None:
+    """What is read does not change the request: a replay answers for other observables without a job."""
+    backend, wanted = machine(tmp_path, mitigation="readout", calibration_shots=2000), ((0,), (1,), (0, 2), (0, 1, 3))
+    singles = backend.run(SPEC, WEIGHTS, ANGLES)
+    answer = backend.run(SPEC, WEIGHTS, ANGLES, observables=wanted)
+    assert answer.record.job_ids == singles.record.job_ids
+    assert emulator.stats()["submits_received"] == 1
+    np.testing.assert_allclose(answer.expvals[:, :2], singles.expvals[:, :2], atol=1e-12)
+    ideal = get_backend("statevector").run(SPEC, WEIGHTS, ANGLES, observables=wanted).expvals
+    assert answer.expval_covs is not None
+    assert answer.expval_covs.shape == (6, 4, 4)
+    assert np.corrcoef(answer.expvals[:, 2:].ravel(), ideal[:, 2:].ravel())[0, 1] > 0.6
+    assert backend.run(SPEC, WEIGHTS, ANGLES[:0], observables=wanted).expvals.shape == (0, 4)
+
+
 def test_the_record_is_whole(emulator: Emulator, tmp_path: Path) -> None:
     record = machine(tmp_path, twirling=True, dynamical_decoupling="XY4", rep_delay=300e-6).run(SPEC, WEIGHTS, ANGLES).record
     (entry,) = Ledger(tmp_path / "ledger.sqlite").find()

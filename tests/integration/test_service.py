@@ -21,6 +21,7 @@ import serving.predictor as predictor_module
 from hqtl_common import HeadSpec, HybridClassifier, ModelBundle, backend_capabilities, get_backend
 from hqtl_common.errors import BackendUnavailableError, BundleFormatError, BundleIntegrityError
 from serving.app import create_app
+from serving.forms import PredictOptions
 from serving.predictor import Predictor
 from serving.settings import ServiceSettings
 from tests.asgi import Client
@@ -49,7 +50,7 @@ def predictor(bundle: ModelBundle) -> Iterator[Predictor]:
 
 @pytest.fixture(scope="module")
 def client(predictor: Predictor) -> Client:
-    return Client(create_app(predictor))
+    return Client(create_app(predictor, None))
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def make_client(bundle: ModelBundle) -> Iterator[Callable[..., Client]]:
 
     def make(path: Path = bundle.path, **settings: Any) -> Client:
         made.append(Predictor(ServiceSettings(bundle=path, threads=1, **settings)))
-        return Client(create_app(made[-1]))
+        return Client(create_app(made[-1], None))
 
     yield make
     for predictor in made:
@@ -114,11 +115,12 @@ class TestAnswers:
         (one,) = answer["predictions"]
         assert answer.keys() == {"predictions", "execution"}
         names = ["filename", "label", "probability", "probabilities", "interval", "angles", "expvals", "expval_stds", "logits"]
+        names += ["calibration", "familiarity", "review"]
         assert list(one) == names
         assert one["probability"] == one["probabilities"][one["label"]]
         assert list(one["probabilities"]) == ["crack", "no_crack"]
         assert one["interval"][0] < one["probability"] < one["interval"][1]
-        assert [len(one[name]) for name in names[5:]] == [4, 4, 4, 2]
+        assert [len(one[name]) for name in names[5:9]] == [4, 4, 4, 2]
         assert predict(client, PHOTOS[:1])["predictions"][0]["expval_stds"] is None
 
     def test_statevector_is_the_default(self, client: Client) -> None:
@@ -142,6 +144,33 @@ class TestAnswers:
             labels[threshold] = {p["label"] for p in predictions}
             assert [p["probabilities"] for p in predictions] == [p["probabilities"] for p in predict(client, PHOTOS)["predictions"]]
         assert labels == {0.001: {"crack"}, 0.999: {"no_crack"}}
+
+    def test_an_explanation_holds_what_stands_between(self, client: Client, bundle: ModelBundle) -> None:
+        answer = predict(client, PHOTOS[:2], explain="true")
+        explanation = answer.pop("explanation")
+        with HybridClassifier(bundle, threads=1) as classifier:
+            features = classifier.featurize(classifier.preprocess([data for _, data in PHOTOS[:2]])).features
+        np.testing.assert_allclose(explanation["features"], features, rtol=1e-6)
+        assert explanation["weights"] == bundle.weights.tolist()
+        assert explanation["circuit"].startswith("OPENQASM 3")
+        assert answer == {**predict(client, PHOTOS[:2]), "execution": answer["execution"]}
+
+    def test_only_doubtful_images_get_more_shots(self, client: Client) -> None:
+        used = [p["shots_used"] for p in predict(client, PHOTOS, shots=100, max_shots=1600, seed=1)["predictions"]]
+        assert min(used) >= 100
+        assert max(used) <= 1600
+        answer = client.post("/v1/predict", **body(PHOTOS, max_shots=1600))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "capability")
+
+    @pytest.mark.parametrize(
+        ("mitigation", "recorded"), [("readout", {"mitigation": "readout"}), ("none", {"mitigation": None}), ("zne", {"zne": [1, 3]})]
+    )
+    def test_mitigation_is_what_the_backend_records(
+        self, make_client: Callable[..., Client], mitigation: str, recorded: dict[str, Any]
+    ) -> None:
+        answer = predict(make_client(backends=("fake_lima",)), PHOTOS[:1], mitigation=mitigation, shots=100, seed=1)
+        options = json.loads(json.dumps(answer["execution"]["options"]))
+        assert recorded.items() <= {"mitigation": None, **options}.items()
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
     def test_formats_are_told_by_content(self, client: Client, bundle: ModelBundle, kind: str) -> None:
@@ -188,6 +217,12 @@ REFUSALS: list[tuple[list[File], dict[str, Any], int, str, str]] = [
     ([("a.png", PNG)], {"seed": 2**63}, 422, "field", "'seed': must be"),
     ([("a.png", PNG)], {"threshold": 1}, 422, "field", "'threshold': must be"),
     ([("a.png", PNG)], {"threshold": "nan"}, 422, "field", "got 'nan'"),
+    ([("a.png", PNG)], {"max_shots": 1_000_001}, 422, "field", "'max_shots': must be at most 1,000,000"),
+    ([("a.png", PNG)], {"mitigation": "hope"}, 422, "field", "one of none, readout, zne and readout+zne"),
+    ([("a.png", PNG)], {"mitigation": "readout"}, 422, "config", "no option mitigation"),
+    ([("a.png", PNG)], {"deadline_s": 51}, 422, "field", "'deadline_s': must be at most 50"),
+    ([("a.png", PNG)], {"deadline_s": 0}, 422, "field", "'deadline_s': must be"),
+    ([("a.png", PNG)], {"explain": "perhaps"}, 422, "field", "true or false"),
     ([("a.png", PNG)], {"url": "http://127.0.0.1/a.png"}, 422, "field", "'url': is unknown; known are image"),
 ]
 
@@ -259,8 +294,10 @@ class TestRefusals:
 class TestDescriptions:
     def test_model(self, client: Client, bundle: ModelBundle) -> None:
         manifest = json.loads((bundle.path / "manifest.json").read_text())
-        manifest.pop("manifest_sha256")
-        assert client.get("/v1/model").json() == manifest
+        answer = client.get("/v1/model").json()
+        limits = answer.pop("limits")
+        assert answer == manifest
+        assert (limits["max_images"], limits["max_bytes"], limits["deadline_s"]) == (8, 16 * 2**20, 50)
 
     def test_backends(self, client: Client) -> None:
         answer = client.get("/v1/backends").json()
@@ -268,8 +305,17 @@ class TestDescriptions:
         assert [entry["name"] for entry in answer["backends"]] == ["statevector", "pennylane:default.qubit", "aer"]
         for entry in answer["backends"]:
             expected = json.loads(json.dumps(dataclasses.asdict(backend_capabilities(entry["name"]))))
-            assert entry == {"name": entry["name"], "available": True, **expected}
+            here = {"available": True, "allowed": True, "price_class": "free", "calibration": None, "calibration_age_days": None}
+            assert entry == {"name": entry["name"], **here, **expected}
         assert answer["limits"]["max_images"] == 8
+        assert answer["key"]["id"] == "local"
+
+    def test_the_age_of_the_noise_data_is_known_once_a_backend_has_run(self, make_client: Callable[..., Client]) -> None:
+        client = make_client(backends=("fake_lima",))
+        predict(client, PHOTOS[:1], backend="fake_lima")
+        (entry,) = client.get("/v1/backends").json()["backends"]
+        assert entry["calibration"].startswith("2021-03-15")
+        assert entry["calibration_age_days"] > 1000
 
     def test_a_backend_that_cannot_be_used_spoils_no_other(self, make_client: Callable[..., Client]) -> None:
         client = make_client(backends=("aer", "pennylane:qiskit.remote"))
@@ -282,7 +328,7 @@ class TestDescriptions:
     def test_index_and_openapi(self, client: Client) -> None:
         paths = client.get("/v1/openapi.json").json()["paths"]
         fields = paths["/v1/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-        assert list(fields) == ["image", "backend", "shots", "seed", "threshold"]
+        assert list(fields) == ["image", *PredictOptions.model_fields]
         routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
         assert routes - {"GET /"} <= set(client.get("/").json()["routes"])
 
@@ -344,6 +390,20 @@ class TestTogether:
             assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
         gate.set()
         assert predict(client, PHOTOS)
+
+    def test_a_client_may_ask_for_an_earlier_deadline(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        gate, original = threading.Event(), get_backend
+        monkeypatch.setattr(predictor_module, "get_backend", lambda *a, **o: gate.wait(60) and original(*a, **o))
+        answer = client.post("/v1/predict", **body(PHOTOS, deadline_s=0.3))
+        gate.set()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
+
+    def test_who_closes_takes_nothing_more(self, make_client: Callable[..., Client]) -> None:
+        client = make_client()
+        client.app.state.desk.close()
+        for answer in (client.get("/readyz"), client.post("/v1/predict", **body(PHOTOS))):
+            assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (503, "not_ready", "1")
+        assert client.get("/livez").status_code == 200
 
     def test_a_slow_client_is_a_408(self, make_client: Callable[..., Client]) -> None:
         async def trickle() -> AsyncIterator[bytes]:

@@ -1,0 +1,1 @@
+"""Jobs of the service: requests whose answer comes later, kept in a file so that neither they nor what was paid is lost."""

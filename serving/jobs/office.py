@@ -1,0 +1,257 @@
+"""The office of the jobs: takes them in for a key, shows and cancels them; owns the store and what takes them up."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from hqtl_common.backends.registry import backend_capabilities
+from hqtl_common.errors import ConfigError, HqtlError
+from hqtl_common.records import InferenceBatch
+from serving import limits
+from serving.errors import FieldError, ForbiddenBackendError, NotReadyError
+from serving.forms import PredictOptions
+from serving.intake import PredictRequest
+from serving.jobs.answers import job_answer
+from serving.jobs.estimate import estimate_of
+from serving.jobs.records import Job, State, Submission, pack_inputs
+from serving.jobs.runner import Runner
+from serving.jobs.store import JobStore
+from serving.jobs.webhook import WebHook
+from serving.jobs.work import Work
+from serving.keys import Key
+from serving.predictor import Predictor
+
+__all__ = ["JobOffice", "open_office"]
+
+_KEPT = {"shots", "max_shots", "seed", "threshold", "mitigation"}
+_DAY_S = 86400
+_EXACT = "statevector"
+
+
+def open_office(predictor: Predictor) -> JobOffice | None:
+    """The office of a service, already at work; None where the operator has none.
+
+    Raises:
+        ConfigError: The file of the jobs cannot be used.
+    """
+    settings = predictor.settings
+    if settings.jobs is None:
+        return None
+    try:
+        store = JobStore(settings.jobs, settings.max_waiting_jobs)
+    except (OSError, NotReadyError) as error:
+        raise ConfigError(f"the file of the jobs {str(settings.jobs)!r} cannot be used: {error}") from error
+    secret = settings.webhook_secret
+    hook = WebHook(settings.webhook_hosts, secret.get_secret_value(), private=settings.webhook_private) if secret else None
+    return JobOffice(predictor, store, hook)
+
+
+class JobOffice:
+    """See the module.
+
+    Args:
+        predictor: Makes angles of images, and runs the heads.
+        store: Where jobs are kept.
+        hook: Tells of finished jobs, None for never.
+    """
+
+    def __init__(self, predictor: Predictor, store: JobStore, hook: WebHook | None) -> None:
+        settings = predictor.settings
+        self._predictor, self._store, self._hook = predictor, store, hook
+        self._work = Work(predictor, store.ledger)
+        tell = self._tell if hook and settings.webhook_hosts else None
+        self._runner = Runner(store, self._work, predictor.metrics, settings.max_running_jobs, settings.jobs_keep_days * _DAY_S, tell)
+        self._runner.start()
+
+    def close(self) -> None:
+        """Take nothing more up; what is unfinished goes on at the next start."""
+        self._runner.close()
+
+    def check(self, key: Key, options: PredictOptions, num_images: int) -> None:
+        """Refuse what cannot become a job; called for every request, before it is worked on.
+
+        Raises:
+            FieldError: A web-hook that may not be told, or options that no job can have.
+            ForbiddenBackendError: The fallback is not offered, or not granted.
+            ConfigError: Mitigation that does not fit the shots.
+        """
+        if options.webhook is not None:
+            (self._hook or WebHook((), "")).check(options.webhook)
+        if options.fallback and not (_EXACT in self._predictor.settings.backends and limits.may_use(key, _EXACT)):
+            raise ForbiddenBackendError(f"the fallback {_EXACT!r} is not offered here, or not granted to the key {key.id}")
+        estimate_of(self._name(options), options, num_images)
+
+    def is_paid(self, options: PredictOptions) -> bool:
+        """True for a request that can only be a job."""
+        return backend_capabilities(self._name(options)).paid
+
+    async def accept(
+        self,
+        key: Key,
+        asked: PredictRequest,
+        batch: InferenceBatch,
+        name: str | None,
+        *,
+        reason: str | None = None,
+        running: Future[InferenceBatch] | None = None,
+    ) -> Job:
+        """Keep a request as a job, or find the one that was asked for by the same idempotency key before.
+
+        Args:
+            key: Whose job it is.
+            asked: What is asked.
+            batch: Features of its images.
+            name: The idempotency key.
+            reason: Why it becomes a job, None where that was asked for.
+            running: The head's answer, where it is on the way already.
+
+        Raises:
+            FieldError: An explanation is wanted, and nothing is answered now.
+            ConfigError: A threshold, and the bundle has more than two classes.
+            ConflictError: The idempotency key was used for another request.
+            OverloadedError: Too many jobs are unfinished.
+            QuotaError: The key's day is used up.
+        """
+        options = asked.options
+        if options.explain and not options.fallback:
+            raise FieldError("explain", f"is for answers that come at once: leave it out, or add fallback={_EXACT}")
+        exact = self._predictor.run_exact(batch, options)  # also checks what would else fail after it was paid
+        fallback = self._fallback(asked, exact) if options.fallback else None
+        wanted = self._submission(key, asked, exact, name, reason, fallback)
+        if running is not None and self._runner.is_owner:
+            wanted = dataclasses.replace(wanted, running=True)
+        job, is_new = await asyncio.to_thread(self._store.add, wanted, partial(_spend, key, wanted), limits.day_start().timestamp())
+        if running is not None:
+            self._follow(job, running, goes_on=is_new and wanted.running)
+        if fallback and is_new:
+            self._predictor.metrics.answered(fallback, self._predictor.bundle.manifest.positive_label)
+        self._runner.wake()
+        return job
+
+    def estimate(self, key: Key, options: PredictOptions, num_images: int) -> dict[str, Any]:
+        """What a request would need, and what the key has left, JSON-ready.
+
+        Raises:
+            HqtlError: See :meth:`check` and :meth:`serving.predictor.Predictor.check`.
+        """
+        self._predictor.check(options, num_images)
+        backend, grants = self._name(options), key.grants
+        needs = estimate_of(backend, options, num_images)
+        jobs, seconds = self._store.spent(key.id, limits.day_start().timestamp())
+        return {
+            "backend": backend,
+            "images": num_images,
+            "shots": options.shots,
+            "needs": dataclasses.asdict(needs),
+            "qpu_seconds_left": None if grants.qpu_seconds_per_day is None else max(0.0, grants.qpu_seconds_per_day - seconds),
+            "jobs_left": None if grants.jobs_per_day is None else max(0, grants.jobs_per_day - jobs),
+            "allowed": _may(key, backend, options.shots, jobs, seconds, needs.jobs, needs.qpu_seconds),
+        }
+
+    async def show(self, job: Job, *, short: bool = False) -> dict[str, Any]:
+        """A job as the client sees it."""
+        return await asyncio.to_thread(self._show, job, short)
+
+    async def find(self, key: Key, identifier: str) -> dict[str, Any]:
+        """A job of a key.
+
+        Raises:
+            NotFoundError: There is none, or it is another's.
+        """
+        return await self.show(await asyncio.to_thread(self._store.get, identifier, key.id))
+
+    async def listing(self, key: Key, state: State | None, before: str | None, limit: int) -> dict[str, Any]:
+        """The latest jobs of a key.
+
+        Raises:
+            NotFoundError: There is no job ``before``.
+        """
+        number = None if before is None else (await asyncio.to_thread(self._store.get, before, key.id)).number
+        found = await asyncio.to_thread(partial(self._store.of, key.id, state=state, before=number, limit=limit + 1))
+        shown = [await self.show(job, short=True) for job in found[:limit]]
+        return {"jobs": shown, "next": shown[-1]["id"] if len(found) > limit else None}
+
+    async def cancel(self, key: Key, identifier: str) -> dict[str, Any]:
+        """Cancel a job of a key, at its provider as well.
+
+        Raises:
+            NotFoundError: There is none, or it is another's.
+            ConflictError: It is finished.
+        """
+        job = await asyncio.to_thread(self._store.ask_to_cancel, identifier, key.id)
+        self._runner.wake()
+        return await self.show(job)
+
+    def _name(self, options: PredictOptions) -> str:
+        return options.backend or self._predictor.settings.default_backend
+
+    def _fallback(self, asked: PredictRequest, exact: InferenceBatch) -> dict[str, Any]:
+        assert exact.execution is not None
+        requested = self._name(asked.options)
+        reason = f"the answer of {requested} follows as a job; this is the exact one"
+        record = dataclasses.replace(exact.execution, backend_requested=requested, reason=reason)
+        return self._predictor.describe(asked.filenames, dataclasses.replace(exact, execution=record), explain=asked.options.explain)
+
+    def _submission(
+        self, key: Key, asked: PredictRequest, batch: InferenceBatch, name: str | None, reason: str | None, fallback: dict[str, Any] | None
+    ) -> Submission:
+        backend, options = self._name(asked.options), asked.options
+        kept = options.model_dump(include=_KEPT, exclude_none=True) | {"backend": backend}
+        return Submission(
+            owner=key.id,
+            backend=backend,
+            paid=backend_capabilities(backend).paid,
+            bundle=self._work.bundle,
+            content=_content(asked),
+            inputs=pack_inputs(batch),
+            filenames=asked.filenames,
+            options=kept,
+            estimate=estimate_of(backend, options, len(asked.filenames)),
+            idempotency_key=name,
+            webhook=options.webhook,
+            reason=reason,
+            fallback=fallback,
+        )
+
+    def _follow(self, job: Job, running: Future[InferenceBatch], *, goes_on: bool) -> None:
+        if not goes_on:  # another process takes it up, or it was there before
+            running.cancel()
+            return
+        self._runner.adopt(job, lambda job: self._predictor.answer(job.submission.filenames, running.result()))
+
+    def _show(self, job: Job, short: bool) -> dict[str, Any]:
+        return job_answer(job, self._work.executions(job), self._store.position(job), self._work.bundle, short=short)
+
+    def _tell(self, job: Job) -> None:
+        assert self._hook is not None
+        assert job.submission.webhook is not None
+        self._hook.tell(job.submission.webhook, self._show(job, short=True))
+
+
+def _spend(key: Key, wanted: Submission, jobs: int, seconds: float) -> None:
+    needs = wanted.estimate
+    limits.check_spending(key, jobs_today=jobs, qpu_seconds_today=seconds, jobs=needs.jobs, qpu_seconds=needs.qpu_seconds)
+
+
+def _may(key: Key, backend: str, shots: int | None, jobs_today: int, seconds_today: float, jobs: int, seconds: float) -> bool:
+    try:
+        limits.check_request(key, backend, shots)
+        if jobs:
+            limits.check_spending(key, jobs_today=jobs_today, qpu_seconds_today=seconds_today, jobs=jobs, qpu_seconds=seconds)
+    except HqtlError:
+        return False
+    return True
+
+
+def _content(asked: PredictRequest) -> str:
+    """Hash of everything that a request says."""
+    head = json.dumps([asked.filenames, asked.options.model_dump(mode="json")], sort_keys=True)
+    digest = hashlib.sha256(head.encode())
+    digest.update(asked.pixels.tobytes())
+    return digest.hexdigest()
