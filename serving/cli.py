@@ -47,8 +47,12 @@ Exit codes:
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampling.  [default: 0]")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Images computed together.  [default: 32]")
-@click.option("--chunk-size", type=click.IntRange(min=1), help="Images of one evaluation of the head, one job on hardware.  [default: 32]")
-@click.option("--workers", type=click.IntRange(1, 256), help="Threads that decode images.  [default: number of cores]")
+@click.option(
+    "--chunk-size",
+    type=click.IntRange(min=1),
+    help="Images of one evaluation of the head, one job on hardware.  [default: 32; 1 with --tiles]",
+)
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that decode images.  [default: number of cores]")
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -113,7 +117,7 @@ def main(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Score every image below FOLDER: one row per image in OUT/scores.csv and OUT/scores.jsonl.
+    """Score every image below FOLDER: one row per image in OUT/scores.csv and OUT/scores.jsonl, and a page in OUT/report.html.
 
     Images are found at any depth by their suffix (PNG, JPEG, TIFF, BMP, WebP); links and hidden entries are left out.
     A run that was stopped or killed goes on with --resume and ends with the same files.

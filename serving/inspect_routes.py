@@ -65,7 +65,7 @@ class InspectAnswer(BaseModel):
 class _Features(BaseModel):
     type: Literal["FeatureCollection"]
     coordinates: Literal["lonlat", "pixels", "map"]
-    crs: str | None
+    coordinate_system: str | None
     features: list[dict[str, Any]]
 
 
@@ -146,7 +146,7 @@ def _geojson(found: Inspected) -> dict[str, Any]:
         }
         for ring, one in zip(rings, found.predictions, strict=True)
     ]
-    return {"type": "FeatureCollection", "coordinates": kind, "crs": crs, "features": features}
+    return {"type": "FeatureCollection", "coordinates": kind, "coordinate_system": crs, "features": features}
 
 
 def _ring(x: int, y: int, width: int, height: int) -> list[tuple[float, float]]:

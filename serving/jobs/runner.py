@@ -120,16 +120,17 @@ class Runner:
 
     def _own(self) -> bool:
         if self._lock_file is None:
-            self._lock_file = _lock(self._store.path.with_name(f"{self._store.path.name}.lock"))
-            if self._lock_file is not None:
+            lock = _lock(self._store.path.with_name(f"{self._store.path.name}.lock"))
+            if lock is not None:
                 self._store.take_back()
+            self._lock_file = lock
         return self._lock_file is not None
 
     def _step(self) -> None:
         for job in self._store.to_cancel():
             self._once(job, self._cancel)
         for paid in (True, False):
-            while sum(kind == paid for kind in self._in_work.values()) < self._most[paid]:
+            while list(self._in_work.values()).count(paid) < self._most[paid]:
                 taken = self._store.take(self._work.bundle, paid)
                 if taken is None:
                     break
@@ -139,6 +140,7 @@ class Runner:
         self._metrics.set_jobs(self._store.counts())
         if time.monotonic() - self._kept_house > _HOUSEKEEPING_S or not self._kept_house:
             self._kept_house = time.monotonic()
+            self._store.take_back(tuple(self._in_work))  # answers that could not be written
             self._store.forget(time.time() - self._keep_s)
 
     def _begin(self, job: Job) -> None:
@@ -155,11 +157,17 @@ class Runner:
             if not self._closed:  # of the end of the service, not of the job
                 self._ended(job, error)
         else:
-            self._store.finish(job.id, answer)
+            self._finish(job, answer)
         finally:
             with self._guard:
                 self._in_work.pop(job.id, None)
             self._wake.set()
+
+    def _finish(self, job: Job, answer: dict[str, Any]) -> None:
+        try:
+            self._store.finish(job.id, answer)
+        except HqtlError:  # it is run again, and its executions are replayed
+            logger.exception("the answer of job %s could not be written", job.id)
 
     def _ended(self, job: Job, error: Exception) -> None:
         code, message = code_of(error), str(error)[:_MAX_MESSAGE]

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -152,12 +152,15 @@ class JobStore:
             raise ConflictError(f"job {job.id} is {job.state} and cannot be cancelled any more")
         return job
 
-    def take_back(self) -> None:
+    def take_back(self, but: Collection[str] = ()) -> None:
         """Queue again what was running when its process died; its executions are in the ledger.
+
+        Args:
+            but: Identifiers of the jobs that do run.
 
         This method and those below are for the one process that takes jobs up.
         """
-        self._change("state = 'queued', retry_at = 0", "state = 'running'")
+        self._change("state = 'queued', retry_at = 0", f"state = 'running' AND id NOT IN ({', '.join('?' * len(but))})", *but)
 
     def take(self, bundle: str, paid: bool) -> Job | None:
         """Take up the next job that waits; None where none does."""

@@ -33,6 +33,12 @@ _SHOW = """element.addEventListener('change', (event) => {
   if (!file || !seen) return;
   URL.revokeObjectURL(seen.src); seen.src = URL.createObjectURL(file); seen.hidden = false;
   seen.onerror = () => { seen.hidden = true; };
+});
+element.addEventListener('dragover', (event) => event.preventDefault());
+element.addEventListener('drop', (event) => {
+  const file = element.querySelector('#hq-file');
+  if (!file || !event.dataTransfer.files.length) return;
+  event.preventDefault(); file.files = event.dataTransfer.files; file.dispatchEvent(new Event('change', {bubbles: true}));
 })"""
 _READ = """async (_, ...rest) => {
   const file = document.querySelector('#hq-file').files[0];

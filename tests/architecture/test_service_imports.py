@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"torch", "torchvision", "training", "pennylane", "qiskit", "qiskit_aer", "qiskit_ibm_runtime", "sklearn", "scipy", "matplotlib"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "training",
+    "pennylane",
+    "qiskit",
+    "qiskit_aer",
+    "qiskit_ibm_runtime",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "gradio",
+}
 
 
 def loaded_by(code: str) -> set[str]:

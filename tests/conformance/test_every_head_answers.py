@@ -15,6 +15,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from hqtl_common import HeadSpec, HybridClassifier, ModelBundle
+from serving.app import create_app
+from serving.predictor import Predictor
+from serving.settings import ServiceSettings
+from tests.asgi import Client
 from tests.heads import EMBEDDINGS, ENTANGLERS
 from tests.tiny import tiny_bundle
 from training.head import StatevectorHead
@@ -56,12 +60,12 @@ def test_every_head_goes_the_whole_way(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Train, export with the fused model, verify and score, by the commands."""
+    """Train, export with the fused model, verify and score by the commands; the service gives the same probability."""
     from serving.cli import main as score
     from training.cli import main
 
     monkeypatch.setenv("HQTL_CACHE", str(feature_cache))
-    train(tmp_path / "run", epochs=1, **spec.to_dict())
+    train(tmp_path / "run", epochs=1, backbone="squeezenet1_1", input_size=64, **spec.to_dict())
     for command in (["export", str(tmp_path / "run"), str(tmp_path / "bundle"), "--fuse"], ["verify", str(tmp_path / "bundle")]):
         done = CliRunner().invoke(main, command)
         assert done.exit_code == 0, done.output
@@ -69,3 +73,10 @@ def test_every_head_goes_the_whole_way(
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in (tmp_path / "scores" / "scores.jsonl").read_text().splitlines()]
     assert len(rows) == len(list(photographs.rglob("*.png")))
+    predictor = Predictor(ServiceSettings(bundle=tmp_path / "bundle", threads=1))
+    try:
+        answer = Client(create_app(predictor, None)).post("/v1/predict", files={"image": (photographs / rows[0]["path"]).read_bytes()})
+    finally:
+        predictor.close()
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["predictions"][0]["probability"] == pytest.approx(rows[0]["probability"], abs=1e-6)

@@ -111,10 +111,8 @@ def test_a_photograph_is_dropped_and_a_map_is_drawn(home: Any, wall: Path) -> No
         "bytes => { const t = new DataTransfer(); t.items.add(new File([new Uint8Array(bytes)], 'wall.png')); return t; }",
         list(wall.read_bytes()),
     )
-    home.evaluate(
-        "t => { const i = document.querySelector('#hq-file'); i.files = t.files; i.dispatchEvent(new Event('change', {bubbles: true})); }",
-        data,
-    )
+    home.dispatch_event(".hq-drop", "drop", {"dataTransfer": data})
+    home.wait_for_selector("#hq-seen:visible")
     home.get_by_role("tab", name="Large image").click()
     home.locator("#hq-tile input").fill("20")
     home.get_by_role("button", name="Map").click()
@@ -140,6 +138,7 @@ def test_forgetting_the_key_leads_out(home: Any) -> None:
 
 
 def test_the_worker_holds_no_torch_and_an_open_page_does_not_hold_it(home: Any, service: Served) -> None:
+    home.wait_for_load_state("networkidle")
     assert "torch" not in Path(f"/proc/{service.worker().pid}/maps").read_text()
     service.process.terminate()
     assert service.process.wait(30) == 0

@@ -46,7 +46,7 @@ class Service:
         )
         self.predictor = Predictor(self.settings)
 
-    @contextmanager
+    @contextmanager  # threads go on after it, as a process would not: let them have submitted what they will
     def running(self) -> Iterator[Callable[..., Client]]:
         office = open_office(self.predictor)
         assert office is not None
@@ -128,7 +128,9 @@ def test_all_images_of_a_job_are_one_pub_and_its_answer_is_the_librarys(service:
 def test_a_paid_prediction_is_a_job_or_the_exact_answer_now(service: Service, running: Running) -> None:
     with running(), service.running() as connect:
         client = connect()
-        assert submit(client, "/v1/predict").status_code == 202
+        first = submit(client, "/v1/predict")
+        assert first.status_code == 202
+        wait(client, first.json()["id"])
         now = submit(client, "/v1/predict", fallback="statevector", explain="true")
         assert now.status_code == 200, now.text
         execution = now.json()["execution"]
@@ -160,7 +162,7 @@ def test_the_same_idempotency_key_pays_once(service: Service, running: Running) 
 
 
 def test_the_day_of_a_key_is_bounded(service: Service, running: Running) -> None:
-    with running(**WAITING), service.running() as connect:
+    with running(**WAITING) as emulator, service.running() as connect:
         client = connect()
         asked = {"backend": MACHINE, "shots": 200, "images": 3}
         before = client.get("/v1/estimate", params=asked).json()
@@ -176,10 +178,11 @@ def test_the_day_of_a_key_is_bounded(service: Service, running: Running) -> None
         assert submit(connect("other")).status_code == 202
         free = submit(client, backend="statevector")
         assert free.status_code == 202, "what costs nothing is not counted"
+        wait_for(lambda: emulator.stats()["jobs_accepted"] == 5)
 
 
 def test_jobs_belong_to_their_key(service: Service, running: Running) -> None:
-    with running(**WAITING), service.running() as connect:
+    with running(**WAITING) as emulator, service.running() as connect:
         mine, theirs = connect(), connect("other")
         identifier = submit(mine).json()["id"]
         for answer in (theirs.get(f"/v1/jobs/{identifier}"), theirs.request("DELETE", f"/v1/jobs/{identifier}")):
@@ -187,6 +190,7 @@ def test_jobs_belong_to_their_key(service: Service, running: Running) -> None:
         assert theirs.get("/v1/jobs").json() == {"jobs": [], "next": None}
         assert theirs.get("/v1/jobs", params={"before": identifier}).status_code == 404
         assert mine.get(f"/v1/jobs/{identifier}").json()["state"] in ("queued", "running")
+        wait_for(lambda: emulator.stats()["jobs_accepted"] == 1)
 
 
 def test_cancelling_reaches_the_platform(service: Service, running: Running) -> None:

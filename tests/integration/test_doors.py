@@ -102,9 +102,7 @@ class TestMatrix:
         self.expect(Client(app, keys[kind]).request(method, path), 401 if kind in SHUT else 405 if path == "/v1/predict" else 404)
 
     @pytest.mark.parametrize(("method", "path"), JOBS)
-    def test_jobs_are_behind_the_door_and_not_there_without_a_file(
-        self, app: Any, keys: Keys, kind: str, method: str, path: str
-    ) -> None:
+    def test_jobs_are_behind_the_door_and_not_there_without_a_file(self, app: Any, keys: Keys, kind: str, method: str, path: str) -> None:
         self.expect(Client(app, keys[kind]).request(method, path), 401 if kind in SHUT else 404)
 
     @pytest.mark.parametrize("path", sorted(OPEN_PATHS))

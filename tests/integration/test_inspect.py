@@ -97,7 +97,7 @@ def test_a_heat_map(client: Client) -> None:
 
 def test_geojson_in_pixels_on_a_map_and_in_longitude_and_latitude(client: Client, tmp_path: Path) -> None:
     plain = inspect(client, encoded(wall()), "application/geo+json").json()
-    assert (plain["coordinates"], plain["crs"], len(plain["features"])) == ("pixels", None, 12)
+    assert (plain["coordinates"], plain["coordinate_system"], len(plain["features"])) == ("pixels", None, 12)
     assert plain["features"][0]["geometry"]["coordinates"] == [[[0, 0], [0, 224], [224, 224], [224, 0], [0, 0]]]
     placed = inspect(client, geotiff(wall(), tmp_path / "a.tif", 4326), format="geojson").json()
     assert (placed["type"], placed["coordinates"]) == ("FeatureCollection", "lonlat")

@@ -239,6 +239,17 @@ def test_a_wrong_estimate_is_a_422(app: Any, query: str) -> None:
     assert Plain(app, app.state.token).get(f"/v1/estimate?{query}").status_code == 422
 
 
+def test_nothing_of_it_is_seen_without_a_key(app: Any) -> None:
+    for method, path in (
+        ("POST", "/v1/jobs"),
+        ("GET", "/v1/jobs"),
+        ("DELETE", "/v1/jobs/x"),
+        ("GET", "/v1/estimate"),
+        ("POST", "/v1/inspect"),
+    ):
+        assert Plain(app).request(method, path).status_code == 401
+
+
 def test_pages_of_jobs(app: Any) -> None:
     client = Plain(app, app.state.token)
     made = [client.post("/v1/jobs", **body(PHOTOS[:1])).json()["id"] for _ in range(3)]

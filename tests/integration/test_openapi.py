@@ -59,7 +59,8 @@ def app(bundle: ModelBundle, token: tuple[Path, str]) -> Iterator[Any]:
 def document(app: Any, token: tuple[Path, str]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return schemathesis.openapi.from_asgi("/v1/openapi.json", app, config=CONFIG, headers={"Authorization": f"Bearer {token[1]}"})
+        document = schemathesis.openapi.from_asgi("/v1/openapi.json", app, config=CONFIG, headers={"Authorization": f"Bearer {token[1]}"})
+        return document.exclude(path_regex="jobs|estimate|inspect")  # see test_jobs.py
 
 
 def hold(document: Any, key: str, examples: int) -> Counter[tuple[str, int]]:

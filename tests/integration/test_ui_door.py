@@ -211,6 +211,19 @@ class TestCalls:
         assert run(client, token, *data, index=index).status_code in (200, 404, 422)
 
 
+def test_without_authentication_there_is_no_login_and_this_machine_only(bundle: ModelBundle) -> None:
+    predictor = Predictor(ServiceSettings(bundle=bundle.path, threads=1, decoders=1, insecure_no_auth=True, ui=True))
+    try:
+        local = create_app(predictor, None)
+        assert "Forget the key" not in Client(local).get("/ui/config").text
+        call = {"data": [encoded(photo(0)), "statevector", 0, "none", 0, ""], "fn_index": 0}
+        assert "exact: no shot noise" in Client(local).post(RUN, json=call).json()["data"][0]
+        assert Client(local, peer="192.168.1.7").post(RUN, json=call).status_code == 403
+        assert Client(local).get("/ui/config", headers={"host": "evil.example"}).status_code == 403
+    finally:
+        predictor.close()
+
+
 def test_without_gradio_it_says_what_to_install(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "serving.ui.page", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
