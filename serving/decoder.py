@@ -223,7 +223,6 @@ class _Slot:
             if number == self._number:  # else it died after its last answer
                 return code, reply[REPLY.size :].decode("utf-8", "replace")
 
-
     def take_whole(self, text: str) -> WholeImage:
         """A copy of the image that a child has described; the memory that it took is given back."""
         about = json.loads(text)

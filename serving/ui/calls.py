@@ -50,7 +50,7 @@ class PageCalls:
         ]
         self._kinds = [_adapter(kind) for kind in kinds]
 
-    def check(self, raw: bytes) -> bytes:
+    def check(self, raw: bytes | bytearray) -> bytes:
         """The call without whatever else its sender has put into it.
 
         Raises:

@@ -10,7 +10,7 @@ import asyncio
 import re
 from http.cookies import CookieError, SimpleCookie
 from importlib.resources import files
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from jinja2 import Environment
 from starlette.datastructures import Headers
@@ -34,6 +34,7 @@ _LOGIN, _LOGOUT = "/ui/login", "/ui/logout"
 _READ = re.compile(r"/ui/(|config|theme\.css|favicon\.ico|manifest\.json|(assets|static|svelte)/(?!.*\.\.)[\w./@-]+)")
 _RUN = re.compile(r"/ui/gradio_api/run/predict")
 _MAX_LOGIN_BYTES = 4096
+_LOGIN_S = 10
 _MAX_RUNNING = 4
 _TIMEOUT_S = 2 * MAX_DEADLINE_S  # the upload, and then a request within its own deadline
 _POLICY = (
@@ -78,9 +79,12 @@ class PageDoor:
             await send(message)
 
         try:
-            answer = await self._answer(request)
+            async with asyncio.timeout(_LOGIN_S):
+                answer = await self._answer(request)
         except HqtlError as error:
             answer = answer_error(request, error)
+        except TimeoutError:
+            answer = answer_error(request, SlowClientError(f"the login did not arrive within {_LOGIN_S} s"))
         if answer is None and request.method == "POST":
             await self._run(request, receive, send_guarded)
             return
@@ -106,7 +110,7 @@ class PageDoor:
     async def _pass_on(self, request: Request, receive: Receive, send: Send) -> None:
         if self._ring is not None:
             self._ring.find(_bearer(request.scope))  # before anything is read
-        body = self._calls.check(await request.body())
+        body = self._calls.check(await _read(request, self._max_bytes))
         headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-length"]
         request.scope["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
         given = False
@@ -157,7 +161,7 @@ class PageDoor:
     async def _let_in(self, request: Request, ring: KeyRing) -> Response:
         if not 0 < _length(request) <= _MAX_LOGIN_BYTES:
             raise TooLargeError(f"a login has at most {_MAX_LOGIN_BYTES:,} bytes")
-        token = parse_qs((await request.body()).decode("latin-1")).get("key", [""])[0].strip()
+        token = parse_qs((await _read(request, _MAX_LOGIN_BYTES)).decode("latin-1")).get("key", [""])[0].strip()
         try:
             ring.find(token)
         except UnauthorizedError:
@@ -181,6 +185,15 @@ def _token(request: Request) -> str:
     return cookie[COOKIE].value if COOKIE in cookie else ""
 
 
+async def _read(request: Request, max_bytes: int) -> bytearray:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:  # whatever its header says
+            raise TooLargeError(f"the request has more than {max_bytes:,} bytes")
+    return body
+
+
 def _bearer(scope: Scope) -> str:
     return Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
 
@@ -188,7 +201,7 @@ def _bearer(scope: Scope) -> str:
 def _check_origin(request: Request) -> None:
     """A page of another origin must not use the browser's cookie."""
     origin = request.headers.get("origin")
-    if request.method == "POST" and origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if request.method == "POST" and origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise ForbiddenError("only the page itself may send this")
 
 

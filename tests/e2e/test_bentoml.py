@@ -388,7 +388,8 @@ def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestBento:
     def test_it_holds_the_service_and_nothing_of_training(self, bento: Path) -> None:
         held = {path.relative_to(bento / "src").as_posix() for path in (bento / "src").rglob("*") if path.is_file()}
-        expected = {path.relative_to(ROOT).as_posix() for package in ("serving", "hqtl_common") for path in (ROOT / package).rglob("*.py")}
+        source = [path for package in ("serving", "hqtl_common") for path in (ROOT / package).rglob("*.*")]
+        expected = {path.relative_to(ROOT).as_posix() for path in source if path.suffix in {".py", ".j2", ".css"}}
         assert held == expected | {"pyproject.toml", "LICENSE", "bentofile.yaml"}
 
     def test_its_packages_are_those_of_the_project_without_training(self, bento: Path) -> None:

@@ -147,6 +147,7 @@ class TestDoor:
     def test_another_site_cannot_send_anything(self, client: Client, token: str) -> None:
         assert run(client, token, "", origin="https://evil.example").status_code == 403
         assert client.post("/ui/login", data={"key": token}, headers={"origin": "null"}).status_code == 403
+        assert run(client, token, "", origin="http://[::1").status_code == 403
 
     @pytest.mark.parametrize("path", ["/ui/", "/ui/theme.css", "/ui/config", "/ui/nowhere"])
     def test_every_answer_keeps_the_browser_here(self, client: Client, token: str, path: str) -> None:
@@ -157,6 +158,11 @@ class TestDoor:
     def test_a_call_that_is_too_large_is_not_read(self, client: Client, token: str) -> None:
         assert run(client, token, "a" * 400_000).status_code == 413
         assert client.post(RUN, content=b"", headers=with_key(token)).status_code == 413
+
+    def test_a_header_that_lies_about_the_length_helps_nobody(self, client: Client, token: str) -> None:
+        lying = {**with_key(token), "content-length": "10"}
+        assert client.post(RUN, content=bytes(400_000), headers=lying).status_code == 413
+        assert client.post("/ui/login", content=b"key=" + bytes(5000), headers={"content-length": "10"}).status_code == 413
 
     def test_a_revoked_key_is_out_at_once(self, client: Client, keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("serving.keys._LOOK_EVERY_S", 0.0)

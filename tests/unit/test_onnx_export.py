@@ -150,7 +150,8 @@ class Renamed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(PreNet(5, HeadSpec(num_qubits=3)), "linear.weight"), (PreNet(6, HeadSpec()), "linear.weight"), (Renamed(), "other.weight")]
+    ("module", "name"),
+    [(PreNet(5, HeadSpec(num_qubits=3)), "linear.weight"), (PreNet(6, HeadSpec()), "linear.weight"), (Renamed(), "other.weight")],
 )
 def test_another_architecture_is_refused(module: nn.Module, name: str) -> None:
     data = to_onnx(PreNet(5, HeadSpec()), torch.zeros(2, 5), "features", "angles")

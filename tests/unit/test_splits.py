@@ -83,9 +83,7 @@ class TestStratified:
         assert splits[0].train[:70] != tuple(range(70))
 
     def test_a_split_without_a_class_is_refused_by_name(self) -> None:
-        with pytest.raises(
-            InputError, match=r"at 70/15/15 the test split would have no image of class 'class1'.*another division$"
-        ):
+        with pytest.raises(InputError, match=r"at 70/15/15 the test split would have no image of class 'class1'.*another division$"):
             make_split(dataset_of([100, 3]), PAPER, seed=0)
 
     def test_a_negative_seed_is_refused(self) -> None:
