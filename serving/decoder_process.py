@@ -246,10 +246,16 @@ def _warm(job: Job) -> None:
     scratch = mmap.mmap(-1, job.memory_size)
     if job.whole:
         import tifffile.geodb  # noqa: F401
-    more = ("jpeg", "zstd", "lzma", "tiff_adobe_deflate", "webp") if job.whole else ()
+
+        with contextlib.suppress(ImportError):
+            from imagecodecs import webp_decode  # noqa: F401
+    more = ("jpeg", "zstd", "lzma", "tiff_adobe_deflate") if job.whole else ()
+    plain = ("RGB", "L")  # what libtiff cannot write damages the memory of a process with Pillow 12
     for mode in ("RGB", "L", "1", "P", "RGBA", "CMYK", "I;16"):
         for kind in FORMATS:
-            for options in [{"compression": name} for name in (None, "tiff_lzw", *more)] if kind == "TIFF" else [{}]:
+            for options in (
+                [{"compression": name} for name in (None, "tiff_lzw", *(more if mode in plain else ()))] if kind == "TIFF" else [{}]
+            ):
                 buffer = io.BytesIO()
                 try:
                     Image.new(mode, (8, 8)).save(buffer, kind, **options)

@@ -171,7 +171,7 @@ def test_the_service_gives_torchs_answers(bundle: ModelBundle, photos: Path, tes
     predictor = Predictor(ServiceSettings(bundle=bundle.path, max_images=200))
     try:
         files = [("image", (name, (photos / name).read_bytes())) for name in tested]
-        answer = Client(create_app(predictor)).post("/v1/predict", files=files)
+        answer = Client(create_app(predictor, None)).post("/v1/predict", files=files)
         assert answer.status_code == 200, answer.text
         predictions = answer.json()["predictions"]
     finally:

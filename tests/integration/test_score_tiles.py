@@ -355,7 +355,7 @@ def test_scan_that_crashes_the_decoder_costs_one_row(scans: Path, bundle: ModelB
         def within(self, tiles: int) -> None:
             self.asked += 1
             if self.asked == 1:
-                for child in psutil.Process().children():
+                for child in tile_processes():
                     child.send_signal(signal.SIGSEGV)
 
     request = Request(tiles=0, overlap=24, batch_size=1)
@@ -369,7 +369,7 @@ def test_scan_that_crashes_the_decoder_costs_one_row(scans: Path, bundle: ModelB
     assert [row for row in others if row["path"] != "e-copy.png"] == [
         row for row in rows_of(tmp_path / "whole")[1:] if row["path"] != "e-copy.png"
     ]
-    assert not psutil.Process().children()
+    assert not tile_processes()
 
 
 def test_process_that_was_ended_between_two_images_is_started_again(scans: Path, bundle: ModelBundle) -> None:
@@ -378,10 +378,19 @@ def test_process_that_was_ended_between_two_images_is_started_again(scans: Path,
         batches = process.batches(str(scans / "b.png"), b"b.png")
         pixels = list(checked(batches))
         assert sum(len(batch) for batch in pixels) == 12
-        (child,) = psutil.Process().children()
+        (child,) = tile_processes()
         child.kill()
         child.wait()
     process.close()
+
+
+def tile_processes() -> list[psutil.Process]:
+    """Children of this process that cut tiles; tests before may have left others."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            found += [child] if any("tile_process" in part for part in child.cmdline()) else []
+    return found
 
 
 def checked(batches: Any) -> Any:
