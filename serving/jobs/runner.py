@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from hqtl_common.errors import BackendAuthError, BackendTimeoutError, BackendUnavailableError, HqtlError
+from hqtl_common.errors import BackendAuthError, BackendTimeoutError, BackendUnavailableError, HqtlError, JobFailedError
 from serving.http_errors import code_of
 from serving.jobs.records import Job
 from serving.jobs.store import JobStore
@@ -171,6 +171,9 @@ class Runner:
 
     def _ended(self, job: Job, error: Exception) -> None:
         code, message = code_of(error), str(error)[:_MAX_MESSAGE]
+        if isinstance(error, JobFailedError) and self._store.get(job.id).cancel and "cancelled" in message.lower():
+            self._store.cancelled(job.id, spent=True)  # seen by the poll before the one who asked for it could write it down
+            return
         if isinstance(error, _MAY_PASS) and job.tries < _MAX_TRIES:
             pause = min(_FIRST_PAUSE_S * 1.5 ** (job.tries - 1), _LONGEST_PAUSE_S)
             logger.warning("job %s is tried again in %.0f s: %s", job.id, pause, message)
