@@ -91,15 +91,22 @@ def test_too_many_submits_are_refused_and_reads_wait(emulator: Emulator, backend
 
 
 def test_the_limit_of_submits_a_minute(running: Running) -> None:
-    with running(submits_per_minute=2, time_factor=0.01) as emulator:  # a minute lasts 0.6 s
+    with running(submits_per_minute=2, time_factor=1.0) as emulator:
         backend = QiskitRuntimeService().backend("ibm_lima")
         for seed in range(2):
             submit(backend, seed=seed)
         with pytest.raises(IBMRuntimeError, match="the limit is 2 per minute"):
             submit(backend, seed=2)
+        assert emulator.stats()["submits_received"] == 3
+
+
+def test_the_limit_of_submits_ends_with_the_minute(running: Running) -> None:
+    with running(submits_per_minute=1, time_factor=0.01) as emulator:  # a minute lasts 0.6 s
+        backend = QiskitRuntimeService().backend("ibm_lima")
+        submit(backend, seed=0)
         time.sleep(0.6)
-        submit(backend, seed=2).result()
-        assert counts(emulator) == (4, 3)
+        submit(backend, seed=1).result()
+        assert counts(emulator) == (2, 2)
 
 
 def test_an_expired_token(emulator: Emulator, backend: Any, service: QiskitRuntimeService) -> None:

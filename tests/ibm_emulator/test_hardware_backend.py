@@ -175,7 +175,7 @@ def test_a_failed_job_is_named(emulator: Emulator, tmp_path: Path) -> None:
 
 
 def test_a_deadline_leaves_the_job_to_the_next_run(running: Running, tmp_path: Path) -> None:
-    with running(queue_seconds=(100.0, 100.0), time_factor=0.02) as emulator:
+    with running(queue_seconds=(100.0, 100.0), time_factor=0.05) as emulator:
         with pytest.raises(BackendTimeoutError, match="is queued"):
             machine(tmp_path, deadline_s=0.3).run(SPEC, WEIGHTS, ANGLES)
         machine(tmp_path).run(SPEC, WEIGHTS, ANGLES)
