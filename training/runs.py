@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hqtl_common.durable import replace_file
 from hqtl_common.errors import ConfigError, InputError
 from training.config import FitConfig
 
@@ -129,7 +130,7 @@ class RunFolder:
     def trim_metrics(self, epochs: int) -> None:
         """Keep the first ``epochs`` epochs."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] <= epochs]
-        _replace(self.path / "metrics.jsonl", "".join(kept).encode())
+        replace_file(self.path / "metrics.jsonl", "".join(kept).encode())
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint."""
@@ -214,7 +215,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any], *, indent: int | None = 2) -> None:
     """Replace a file of JSON in one step."""
-    _replace(path, (json.dumps(values, indent=indent, allow_nan=False) + "\n").encode())
+    replace_file(path, (json.dumps(values, indent=indent, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -224,15 +225,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         InputError: The file is damaged.
     """
     return _parse(path.read_bytes(), path) if path.exists() else None
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _lock(file: BinaryIO, path: Path) -> bool:

@@ -31,7 +31,7 @@ HOMES = {
 }
 # A module of hqtl_common imports from its own layer and the layers above it in this list.
 LAYERS: tuple[set[str], ...] = (
-    {"errors"},
+    {"errors", "durable"},
     {"specs", "records"},
     {
         *("preprocess", "circuit", "shifts", "calibration", "manifest", "bundle", "georeference"),

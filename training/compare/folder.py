@@ -17,16 +17,16 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hqtl_common.durable import replace_file
 from hqtl_common.errors import ConfigError, InputError
 
-__all__ = ["CompareFolder", "write_file"]
+__all__ = ["CompareFolder"]
 
 _SCHEMA = "hqtl-compare/1"
 _RECORD = "compare.json"
@@ -125,17 +125,7 @@ class CompareFolder:
             yield
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
-        write_file(self.path / name, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file in one step, durably."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+        replace_file(self.path / name, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from training.compare.folder import write_file
+from hqtl_common.durable import replace_file
 from training.compare.options import REPLICATES
 from training.twins import TWINS
 
@@ -164,4 +164,4 @@ def _save(figure: Figure, path: Path) -> None:
     for suffix in FORMATS:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, dpi=200, metadata=metadata[suffix])
-        write_file(path.with_name(f"{path.name}.{suffix}"), buffer.getvalue())
+        replace_file(path.with_name(f"{path.name}.{suffix}"), buffer.getvalue())

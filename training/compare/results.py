@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hqtl_common.classifier import softmax
-from training.compare.folder import CompareFolder, write_file
+from hqtl_common.durable import replace_file
+from training.compare.folder import CompareFolder
 from training.compare.grid import PlannedRun
 from training.reliability import reliability_figures
 from training.runs import RunFolder
@@ -41,11 +42,11 @@ def write_table(folder: CompareFolder, name: str, rows: Sequence[dict[str, Any]]
     table = pa.table({key: _column(pa, [row[key] for row in rows]) for key in rows[0]})
     buffer = io.BytesIO()
     csv.write_csv(table, buffer)
-    write_file(folder.path / f"{name}.csv", buffer.getvalue())
+    replace_file(folder.path / f"{name}.csv", buffer.getvalue())
     if parquet:
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
-        write_file(folder.path / f"{name}.parquet", buffer.getvalue())
+        replace_file(folder.path / f"{name}.parquet", buffer.getvalue())
 
 
 def _row(run: PlannedRun, folder: CompareFolder) -> dict[str, Any]:

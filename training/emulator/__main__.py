@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from hqtl_common.durable import replace_file
 from hqtl_common.errors import HqtlError
 from training.emulator.faults import Fault
 from training.emulator.options import EmulatorOptions
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             emulator.faults.add(*faults)
             print(emulator.address, flush=True)
             if given.ready_file:
-                _write_whole(given.ready_file, emulator.address)
+                replace_file(given.ready_file, emulator.address.encode())
             stop.wait()
     except (HqtlError, OSError, ValidationError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -76,12 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ready-file", type=Path, metavar="FILE", help="gets the address once requests are answered")
     parser.add_argument("--verbose", action="store_true", help="a line per request on standard error")
     return parser
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, "utf-8")
-    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from hqtl_common.durable import replace_file
 from training.paper.known import PAPER_SPLITS
 from training.paper.protocol import DEVICES, Protocol
 from training.paper.sections import Section, Table
@@ -48,9 +49,7 @@ def write_page(
         machine=sessions[-1],
         format_seconds=format_seconds,
     )
-    partial = out / ".index.html.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(out / "index.html")
+    replace_file(out / "index.html", text.encode())
 
 
 def _embedded(picture: Path) -> str:

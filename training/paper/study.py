@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hqtl_common.durable import replace_file, replacing
 from hqtl_common.errors import ConfigError
 from training.backbones import load_backbone
 from training.config import FitConfig
@@ -206,19 +207,11 @@ def _cpu_seconds() -> float:
 
 
 def _write_json(path: Path, values: Any) -> None:
-    _replace(path, json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    replace_file(path, (json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as staging, staging.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["path"])
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

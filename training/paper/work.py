@@ -15,6 +15,7 @@ from typing import Any
 
 from training.console import progress_bar, say
 from training.paper.protocol import Part
+from training.runs import write_json
 
 __all__ = ["do_parts", "part_record"]
 
@@ -74,10 +75,7 @@ def _do_part(part: Part, out: Path, cache_folder: Path) -> None:
         "cpu_seconds": time.process_time() - cpu_started,
         "trainings": len(part.configs),
     }
-    path = _record_path(part, out)
-    partial = path.with_name(".part.json.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(path)
+    write_json(_record_path(part, out), record)
 
 
 def _in_processes(parts: Sequence[Part], out: Path, cache_folder: Path, workers: int) -> None:

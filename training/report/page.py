@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from training.compare.folder import write_file
+from hqtl_common.durable import replace_file
 
 __all__ = ["render", "svg_source", "write_page"]
 
@@ -29,7 +29,7 @@ def render(template: str, values: dict[str, Any]) -> str:
 
 def write_page(path: Path, html: str) -> Path:
     """Write a page in one step; a text that is no Unicode is written with replacement characters."""
-    write_file(path, html.encode("utf-8", "replace"))
+    replace_file(path, html.encode("utf-8", "replace"))
     return path
 
 
