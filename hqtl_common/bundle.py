@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hqtl_common.circuit import openqasm3
 from hqtl_common.errors import BundleFormatError, BundleIntegrityError, ConfigError, ShapeError
-from hqtl_common.manifest import ALLOWED_FILES, FAMILIARITY, MANIFEST, REQUIRED_FILES, FileEntry, Manifest
+from hqtl_common.manifest import ALLOWED_FILES, FAMILIARITY, FP32, MANIFEST, REQUIRED_FILES, FileEntry, Manifest
 from hqtl_common.specs import HeadSpec, PreprocessSpec
 
 __all__ = ["ModelBundle"]
@@ -56,6 +56,15 @@ class ModelBundle:
     def preprocess(self) -> PreprocessSpec:
         """The preprocessing."""
         return self.manifest.preprocess_spec
+
+    @property
+    def backbone_fp32(self) -> bytes:
+        """The backbone in float32: what runs, or what that was made from.
+
+        Raises:
+            BundleIntegrityError: It was changed since the bundle was loaded.
+        """
+        return self.read("backbone.onnx" if self.manifest.precision is None else FP32)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ModelBundle:
@@ -152,8 +161,9 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
     for problem, names in problems.items():
         if names:
             raise BundleFormatError(f"bundle {str(folder)!r}: {problem}: {', '.join(sorted(names))}; export it again")
-    if (FAMILIARITY in listed) != (manifest.familiarity is not None):
-        raise BundleFormatError(f"bundle {str(folder)!r}: {FAMILIARITY} and its description in the manifest come together or not at all")
+    for name, described in ((FAMILIARITY, manifest.familiarity), (FP32, manifest.precision)):
+        if (name in listed) != (described is not None):
+            raise BundleFormatError(f"bundle {str(folder)!r}: {name} and its description in the manifest come together or not at all")
 
 
 def _read_regular(folder: Path, name: str) -> bytes:

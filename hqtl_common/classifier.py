@@ -19,6 +19,7 @@ from hqtl_common.calibration import Applied
 from hqtl_common.errors import BundleFormatError, ConfigError, ShapeError, UnknownBackendError
 from hqtl_common.manifest import FAMILIARITY, Manifest
 from hqtl_common.preprocess import preprocess_batch
+from hqtl_common.providers import CPU
 from hqtl_common.records import Evaluation, InferenceBatch, Prediction
 from hqtl_common.stages import Stage
 
@@ -38,12 +39,13 @@ class HybridClassifier:
         bundle: A loaded bundle.
         backend: Where the head runs (default: ``statevector``, exact). It is not closed by this object.
         threads: Threads of the backbone (default: all cores).
-        providers: ONNX Runtime's execution providers of the backbone.
+        providers: Where the backbone computes, see :data:`hqtl_common.providers.PROVIDERS`; the preferred one first.
+        max_batch: Rows of the largest batch that TensorRT prepares the backbone for.
         threshold: Probability from which the positive label is given (default: the bundle's for the backend); two classes only.
 
     Raises:
         BundleError: The bundle was changed since it was loaded, or ONNX Runtime cannot load it.
-        ConfigError: A threshold outside (0, 1), or one for more than two classes.
+        ConfigError: A threshold outside (0, 1), or one for more than two classes; a provider that cannot be used.
     """
 
     def __init__(
@@ -52,13 +54,14 @@ class HybridClassifier:
         backend: Backend | None = None,
         *,
         threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = CPU,
+        max_batch: int = 32,
         threshold: float | None = None,
     ) -> None:
         self.bundle = bundle
         self.backend = backend or get_backend("statevector")
         self.threshold = _check_threshold(bundle, threshold)
-        self._backbone = Stage(bundle.read("backbone.onnx"), "backbone.onnx", threads=threads, providers=providers)
+        self._backbone = Stage(bundle.read("backbone.onnx"), "backbone.onnx", threads=threads, providers=providers, max_batch=max_batch)
         self._pre_net = Stage(bundle.read("pre_net.onnx"), "pre_net.onnx", threads=1)
         self._post_net = Stage(bundle.read("post_net.onnx"), "post_net.onnx", threads=1)
         head, features, pixels = bundle.head, bundle.manifest.backbone.feature_width, bundle.preprocess.pixels_shape
@@ -88,13 +91,27 @@ class HybridClassifier:
         """
         return InferenceBatch(pixels=preprocess_batch(sources, self.bundle.preprocess))
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Where the backbone computes."""
+        return self._backbone.providers
+
+    def extract(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``pixels`` (B, 3, S, S) → ``features`` (B, F), by the backbone alone.
+
+        Raises:
+            ShapeError: Another shape.
+        """
+        features: NDArray[np.float32] = self._backbone(pixels)
+        return features
+
     def featurize(self, batch: InferenceBatch) -> InferenceBatch:
         """Fill ``features``, ``familiarity`` and ``angles`` from ``pixels`` (or the last two from ``features`` that are given)."""
         features = batch.features
         if features is None:
             if batch.pixels is None:
                 raise ShapeError("a batch needs pixels or features; call preprocess first")
-            features = self._backbone(batch.pixels)
+            features = self.extract(batch.pixels)
         familiarity = None if self._familiarity is None else self._familiarity(features)
         return dataclasses.replace(batch, features=features, familiarity=familiarity, angles=self._pre_net(features))
 

@@ -15,6 +15,7 @@ from hqtl_common.specs import HeadSpec, PreprocessSpec
 __all__ = [
     "ALLOWED_FILES",
     "FAMILIARITY",
+    "FP32",
     "MANIFEST",
     "REQUIRED_FILES",
     "SCHEMA",
@@ -22,6 +23,8 @@ __all__ = [
     "FamiliarityInfo",
     "FileEntry",
     "Manifest",
+    "PrecisionChange",
+    "PrecisionInfo",
     "SplitInfo",
 ]
 
@@ -29,7 +32,8 @@ SCHEMA = "hqtl-bundle/1"
 MANIFEST = "manifest.json"
 REQUIRED_FILES = frozenset({"backbone.onnx", "pre_net.onnx", "post_net.onnx", "head.json", "head.qasm", "MODEL_CARD.md"})
 FAMILIARITY = "familiarity.onnx"
-ALLOWED_FILES = REQUIRED_FILES | {"model.onnx", FAMILIARITY}
+FP32 = "backbone_fp32.onnx"  # what backbone.onnx was made from, where that computes with less precision
+ALLOWED_FILES = REQUIRED_FILES | {"model.onnx", FAMILIARITY, FP32}
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -88,6 +92,40 @@ class FamiliarityInfo(_Strict):
     flagged: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
 
 
+class PrecisionChange(_Strict):
+    """What a backbone of less precision changes on some images, with the exact head and the bundle's temperature and threshold.
+
+    Args:
+        num_images: How many.
+        accuracy: Of the bundle.
+        accuracy_fp32: With the backbone that it was made from.
+        changed_labels: Images that get another label.
+        max_change: Largest change of a probability.
+    """
+
+    num_images: Annotated[int, Field(ge=1)]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    accuracy_fp32: Annotated[float, Field(ge=0, le=1)]
+    changed_labels: Annotated[int, Field(ge=0)]
+    max_change: Annotated[float, Field(ge=0, le=1)]
+
+
+class PrecisionInfo(_Strict):
+    """How ``backbone.onnx`` was made from ``backbone_fp32.onnx``.
+
+    Args:
+        name: What it computes with.
+        method: How it was made.
+        max_accuracy_drop: The loss of accuracy that is accepted.
+        changes: Per split of the run's own images.
+    """
+
+    name: Literal["fp16", "int8"]
+    method: str
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)]
+    changes: dict[str, PrecisionChange]
+
+
 class Manifest(_Strict):
     """Everything a bundle says about itself; see the docstrings of the parts.
 
@@ -100,6 +138,7 @@ class Manifest(_Strict):
         temperature: Divisor of the logits per backend name, where ``calibration`` says nothing; ``default`` for all others.
         calibration: Temperature and threshold per backend and number of shots; empty in bundles that were not calibrated.
         familiarity: What ``familiarity.onnx`` computes; None in bundles without it.
+        precision: How ``backbone.onnx`` was made from ``backbone_fp32.onnx``; None where it is float32 itself.
         metrics: Per split, figures measured at training time.
         training: Data hash, versions, backend, diff_method and every option of the run.
         onnx: Opset and exporter.
@@ -118,6 +157,7 @@ class Manifest(_Strict):
     temperature: dict[str, Annotated[float, Field(gt=0)]] = {"default": 1.0}
     calibration: tuple[Calibration, ...] = ()
     familiarity: FamiliarityInfo | None = None
+    precision: PrecisionInfo | None = None
     metrics: dict[str, dict[str, Any]] = {}
     split: SplitInfo
     training: dict[str, Any] = {}
@@ -172,6 +212,11 @@ class Manifest(_Strict):
     def preprocess_spec(self) -> PreprocessSpec:
         """The preprocessing."""
         return PreprocessSpec.from_dict(self.preprocess)
+
+    @property
+    def precision_name(self) -> str:
+        """What the backbone computes with: ``fp32``, ``fp16`` or ``int8``."""
+        return "fp32" if self.precision is None else self.precision.name
 
     def applied_to(self, backend: str, shots: int | None, *, noise_free: bool) -> Applied:
         """Temperature and threshold for answers of a backend; see :func:`hqtl_common.calibration.choose_calibration`.

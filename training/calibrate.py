@@ -20,7 +20,13 @@ _SUBSET = "val"
 
 
 def calibrate_run(
-    run: TrainedRun, rule: ThresholdRule, cache_folder: Path, device: str = "auto", splits: dict[str, SplitFeatures] | None = None
+    run: TrainedRun,
+    rule: ThresholdRule,
+    cache_folder: Path,
+    device: str = "auto",
+    splits: dict[str, SplitFeatures] | None = None,
+    *,
+    anew: bool = False,
 ) -> tuple[Calibration, ...]:
     """Calibrations on the validation split.
 
@@ -33,6 +39,7 @@ def calibrate_run(
         cache_folder: Where features are cached.
         device: torch's device for the backbone.
         splits: Features of the run's splits, where they are at hand; empty where they cannot be had.
+        anew: Only from ``splits``, which another backbone gave than the logits that the run kept.
 
     Raises:
         ConfigError: The rule cannot be followed.
@@ -40,7 +47,9 @@ def calibrate_run(
     entries = []
     config, shots = run.config, run.result["shots"]
     exact = shots is None and is_noise_free(config.backend)
-    kept = _kept(run)
+    kept = None if anew else _kept(run)
+    if anew and not exact:
+        warn(f"not calibrated for {config.backend}: the run kept its answers with another backbone; use hqtl-train calibrate")
     if (found := kept if exact and kept else _computed(run, cache_folder, device, splits)) is not None:
         entries.append(_entry(run, *found, rule, NOISE_FREE, None))
     if not exact and kept is not None:

@@ -47,6 +47,23 @@ head shows no advantage in accuracy.
 The bundle holds no figures.
 {%- endif %}
 
+{% if manifest.precision -%}
+## Precision
+
+The backbone computes in {{ manifest.precision.name }} ({{ manifest.precision.method }}); the figures above are those of the float32 \
+model that was trained.
+Temperature, threshold and familiarity are fitted to the answers of the {{ manifest.precision.name }} backbone. What it changes, with the \
+exact head:
+
+| split | accuracy | in fp32 | other labels | largest change of a probability | images |
+|---|---|---|---|---|---|
+{% for name, change in manifest.precision.changes.items() -%}
+| {{ name }} | {{ "%.3f" % change.accuracy }} | {{ "%.3f" % change.accuracy_fp32 }} | {{ change.changed_labels }} \
+| {{ "%.3f" % change.max_change }} | {{ change.num_images }} |
+{% endfor %}
+Whether it is faster depends on the machine: `hqtl-train verify` measures both.
+
+{% endif -%}
 ## What the quantum head is
 
 {{ head_words }}

@@ -19,7 +19,7 @@ import hqtl_common
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.classifier import HybridClassifier
 from hqtl_common.errors import ConfigError, InputError, ParityError
-from hqtl_common.manifest import FAMILIARITY, BackboneInfo, FamiliarityInfo, Manifest, SplitInfo
+from hqtl_common.manifest import FAMILIARITY, FP32, BackboneInfo, FamiliarityInfo, Manifest, SplitInfo
 from hqtl_common.records import InferenceBatch
 from hqtl_common.stages import Stage
 from training.calibrate import calibrate_run
@@ -29,11 +29,14 @@ from training.console import warn
 from training.familiarity import LEVEL, Reference, build_reference
 from training.features import default_cache_folder
 from training.onnx_export import OPSET, fold_batch_norm, to_onnx
+from training.precision import FULL, PRECISIONS
+from training.reduced import ReducedRun, reduce_run
 from training.trained import SplitFeatures, TrainedRun, load_run, split_features
 
-__all__ = ["LOGIT_TOLERANCE", "Fused", "check_target", "export_run"]
+__all__ = ["LOGIT_TOLERANCE", "MAX_DROP", "Fused", "check_target", "export_run"]
 
 LOGIT_TOLERANCE = 1e-4  # |Δlogit| between torch and ONNX Runtime
+MAX_DROP = 0.01  # of the accuracy, for a faster backbone
 _METRICS = ("val", "test", "logistic_regression", "twins", "mcnemar")
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnx", "pennylane", "qiskit")
 
@@ -58,13 +61,16 @@ def export_run(
     fused: bool = False,
     rule: ThresholdRule | None = None,
     level: float = LEVEL,
+    precision: str = FULL,
+    max_accuracy_drop: float = MAX_DROP,
     cache_folder: Path | None = None,
     device: str = "auto",
 ) -> ModelBundle:
     """Write the best model of a run as a bundle, and check that it computes what torch computes.
 
     Temperature, threshold and the familiarity of images come from the run's own images. Where these are gone or changed, the
-    bundle is written without a reference for familiarity, and calibrated by the answers that the run kept.
+    bundle is written without a reference for familiarity, and calibrated by the answers that the run kept. With less precision
+    everything is taken from the answers of the backbone that will run; the one in float32 stays in the bundle beside it.
 
     Args:
         path: The run folder.
@@ -72,33 +78,59 @@ def export_run(
         fused: Add ``model.onnx``, pixels → logits in one graph.
         rule: How the threshold is chosen (default: even odds).
         level: An image is called unfamiliar up to this familiarity.
+        precision: What the backbone computes with, one of :data:`training.precision.PRECISIONS`.
+        max_accuracy_drop: The loss of accuracy on the validation split that is accepted for it.
         cache_folder: Where features are cached (default: the user's cache).
         device: torch's device for features that are not cached.
 
     Raises:
         InputError: Not a finished run.
-        ConfigError: The weights of the backbone changed, ``target`` is not empty, the threshold cannot be chosen as asked, or
-            SOURCE_DATE_EPOCH is no time.
-        ParityError: ONNX Runtime gives other logits than torch; nothing is written.
+        ConfigError: The weights of the backbone changed, ``target`` is not empty, the threshold cannot be chosen as asked,
+            the images that less precision needs are gone, or SOURCE_DATE_EPOCH is no time.
+        ParityError: ONNX Runtime gives other logits than torch, or less precision costs too much accuracy; nothing is written.
     """
     check_target(target)
-    if not 0 < level < 1:
-        raise ConfigError(f"the level of familiarity must lie between 0 and 1; got {level}")
+    _check_options(fused, level, precision)
     run, rule = load_run(path), rule or ThresholdRule()
     cache = cache_folder or default_cache_folder()
     splits = _splits(run, cache, device)
-    calibration = calibrate_run(run, rule, cache, device, splits)
+    if precision != FULL and not splits:
+        raise ConfigError(f"{precision} is measured on the run's own images; bring {str(run.config.data)!r} back, or export in {FULL}")
+    files = _onnx_files(run, fused=fused)
+    reduced = None if precision == FULL else _reduce(run, files, precision)
+    answered = splits if reduced is None else reduced.splits  # by the backbone that will run
+    calibration = calibrate_run(run, rule, cache, device, answered, anew=reduced is not None)
     if rule.chosen and not calibration:
         raise ConfigError(f"a threshold is chosen on the run's own images; bring {str(run.config.data)!r} back, or leave the rule out")
     for note in dict.fromkeys(note for entry in calibration for note in entry.notes):
         warn(note)
-    reference = _reference(splits, level) if splits else None
-    manifest = _manifest(run).model_copy(
-        update={"calibration": calibration, "familiarity": None if reference is None else _described(reference, splits)}
-    )
-    files = _onnx_files(run, fused=fused)
-    if reference is not None:
+    manifest = _manifest(run).model_copy(update={"calibration": calibration})
+    if answered:
+        reference = _reference(answered, level)
+        manifest = manifest.model_copy(update={"familiarity": _described(reference, answered)})
         files[FAMILIARITY] = reference.model
+    if reduced is not None:
+        manifest = manifest.model_copy(update={"precision": reduced.describe(run, manifest, splits, max_accuracy_drop)})
+    return _write(run, target, manifest, files)
+
+
+def _check_options(fused: bool, level: float, precision: str) -> None:
+    if not 0 < level < 1:
+        raise ConfigError(f"the level of familiarity must lie between 0 and 1; got {level}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"the precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    if fused and precision != FULL:
+        raise ConfigError(f"model.onnx holds the backbone in float32: leave out --fuse, or --precision {precision}")
+
+
+def _reduce(run: TrainedRun, files: dict[str, bytes], precision: str) -> ReducedRun:
+    """The reduced backbone takes the place of the one in ``files``, which stays beside it."""
+    reduced = reduce_run(run, files["backbone.onnx"], precision)
+    files[FP32], files["backbone.onnx"] = files["backbone.onnx"], reduced.backbone
+    return reduced
+
+
+def _write(run: TrainedRun, target: Path, manifest: Manifest, files: dict[str, bytes]) -> ModelBundle:
     files["MODEL_CARD.md"] = model_card(manifest).encode()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as trial:
@@ -201,8 +233,9 @@ def _source_date() -> str | None:
 def _check_against_torch(bundle: ModelBundle, reference: nn.Module) -> None:
     pixels = np.random.default_rng(0).normal(size=(2, *bundle.preprocess.pixels_shape)).astype(np.float32)
     expected = reference.eval()(torch.from_numpy(pixels)).numpy()
+    features = Stage(bundle.backbone_fp32, "the backbone in float32")(pixels)
     with HybridClassifier(bundle) as classifier:
-        answers: dict[str, Any] = {"the stages": classifier.run(InferenceBatch(pixels=pixels)).logits}
+        answers: dict[str, Any] = {"the stages": classifier.run(InferenceBatch(features=features)).logits}
     if "model.onnx" in bundle.manifest.files:
         answers["model.onnx"] = Stage(bundle.read("model.onnx"), "model.onnx")(pixels)
     for name, logits in answers.items():

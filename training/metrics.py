@@ -78,6 +78,7 @@ def classification_metrics(
         "recall": float(recall),
         "f1": float(f1),
         "roc_auc": _roc_auc(truth, probabilities, index) if present.all() else None,
+        "mean_score": float(probabilities[:, index].mean()),
         "loss": float(sk.log_loss(truth, probabilities, labels=range(len(labels)))),
         "confusion": confusion.tolist(),
     }

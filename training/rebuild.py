@@ -27,7 +27,7 @@ def rebuild_model(bundle: ModelBundle) -> tuple[nn.Module, HybridModel]:
             network = cut_last_layer(build_network(info.name, spec), info.name, spec)
     except ConfigError as error:
         raise ParityError(f"the bundle's backbone {info.name!r} cannot be computed by torch here: {error}") from error
-    backbone = load_initializers(fold_batch_norm(network), bundle.read("backbone.onnx"))
+    backbone = load_initializers(fold_batch_norm(network), bundle.backbone_fp32)
     head = StatevectorHead(bundle.head, torch.from_numpy(bundle.weights.copy()))
     model = HybridModel(info.feature_width, len(bundle.labels), head)
     load_initializers(model.pre_net, bundle.read("pre_net.onnx"))

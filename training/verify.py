@@ -19,7 +19,7 @@ from hqtl_common.bundle import ModelBundle
 from hqtl_common.circuit import qiskit_circuit
 from hqtl_common.classifier import HybridClassifier
 from hqtl_common.errors import InputError, ParityError
-from hqtl_common.manifest import FAMILIARITY
+from hqtl_common.manifest import FAMILIARITY, FP32
 from hqtl_common.preprocess import preprocess_batch, suffixes_of
 from hqtl_common.records import InferenceBatch
 from hqtl_common.specs import PreprocessSpec
@@ -34,9 +34,11 @@ __all__ = ["Check", "verify_bundle"]
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+_Interface = tuple[tuple[str | int, ...], tuple[str | int, ...]]  # of input and output: name, and shape without the rows
 
 _FUSED_TOLERANCE = 1e-5
 _EXPVAL_TOLERANCE = 1e-6
+_FEATURE_TOLERANCE = {"fp16": 0.02, "int8": 0.4}  # of their length; another network's are as long and point elsewhere
 _TIES = 1.5  # held-out images that rounding may put on the other side of a distance
 _NUM_IMAGES = 4
 _NUM_ANGLES = 32
@@ -71,19 +73,21 @@ def verify_bundle(path: Path, images: Path | None = None) -> list[Check]:
 
     Raises:
         BundleError: A file is missing, too many, changed or not legal; nothing was run.
-        ParityError: The bundle's backbone is not the architecture that it names.
+        ParityError: The bundle's backbone is not the architecture that it names, or a stage has other names or shapes than it should.
         InputError: ``images`` holds no image.
     """
     bundle = ModelBundle.load(path)
+    _check_interfaces(bundle)
     spec = bundle.preprocess
     random = np.random.default_rng(1).normal(size=(_NUM_IMAGES, *spec.pixels_shape)).astype(np.float32)
     real = preprocess_batch(_given(images, spec) if images else _synthetic(spec), spec)
     what = f"{'given' if images else 'synthetic'} {'photographs' if spec.depth is None else 'volumes'}"
     reference = Fused(*rebuild_model(bundle)).eval()
     checks: list[Check] = []
+    fp32 = Stage(bundle.backbone_fp32, "the backbone in float32")
     with HybridClassifier(bundle) as classifier:
         for name, pixels in (("random images", random), (what, real)):
-            staged = classifier.run(InferenceBatch(pixels=pixels)).logits
+            staged = classifier.run(InferenceBatch(features=fp32(pixels))).logits
             assert staged is not None
             with torch.no_grad():
                 expected = reference(torch.from_numpy(pixels)).numpy()
@@ -91,7 +95,39 @@ def verify_bundle(path: Path, images: Path | None = None) -> list[Check]:
             if "model.onnx" in bundle.manifest.files:
                 fused = Stage(bundle.read("model.onnx"), "model.onnx")(pixels)
                 checks.append(Check(f"model.onnx against the stages, logits of {name}", _distance(fused, staged), _FUSED_TOLERANCE))
+        checks += _precision_checks(bundle, classifier, fp32(real), real, what)
     return checks + _head_checks(bundle) + _familiarity_checks(bundle)
+
+
+def _check_interfaces(bundle: ModelBundle) -> None:
+    """Every stage takes and gives one tensor of the documented name, and any number of rows."""
+    head, features = bundle.head, bundle.manifest.backbone.feature_width
+    pixels, classes = bundle.preprocess.pixels_shape, len(bundle.labels)
+    backbone: _Interface = (("pixels", *pixels), ("features", features))
+    expected: dict[str, _Interface] = {
+        "backbone.onnx": backbone,
+        FP32: backbone,
+        "pre_net.onnx": (("features", features), ("angles", head.num_angles)),
+        "post_net.onnx": (("expvals", head.num_qubits), ("logits", classes)),
+        "model.onnx": (("pixels", *pixels), ("logits", classes)),
+    }
+    for name in sorted(expected.keys() & bundle.manifest.files.keys()):
+        graph = onnx.load_model_from_string(bundle.read(name)).graph
+        for values, (wanted, *shape) in zip((graph.input, graph.output), expected[name], strict=True):
+            found = [(value.name, [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]) for value in values]
+            if len(found) != 1 or found[0][0] != wanted or found[0][1][1:] != shape or not isinstance(found[0][1][0], str):
+                raise ParityError(
+                    f"{name} should have {wanted} (batch, {', '.join(map(str, shape))}); it has {found}: export the bundle again"
+                )
+
+
+def _precision_checks(bundle: ModelBundle, classifier: HybridClassifier, fp32: F32, pixels: F32, what: str) -> list[Check]:
+    """Less precision: the same network all the same. How much its answers change, :mod:`training.precision_check` tells."""
+    info = bundle.manifest.precision
+    if info is None:
+        return []
+    distance = float(np.linalg.norm(classifier.extract(pixels) - fp32) / np.linalg.norm(fp32))
+    return [Check(f"{info.name} against fp32, features of {what}, relative", distance, _FEATURE_TOLERANCE[info.name])]
 
 
 def _familiarity_checks(bundle: ModelBundle) -> list[Check]:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from training.cli.common import BACKEND_OPTIONS, FOLDER, JSON_OPTION, LIMIT_OPTIONS, MACHINE_OPTIONS, PARTLY, PATH, options, reported
 
+if TYPE_CHECKING:
+    from training.precision_check import PrecisionReport
+
 __all__ = ["calibrate", "export", "inspect", "verify"]
+
+_GAIN = 1.05  # times as fast; less is noise
 
 _RULE_OPTIONS = (
     click.option("--recall", type=float, metavar="SHARE", help="Choose the threshold that finds this share of the positive images."),
@@ -32,6 +38,20 @@ _RULE_OPTIONS = (
     show_default=True,
     help="Share of images like those of the training that may be called unfamiliar.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="What the backbone computes with. int8 gains on processors that multiply bytes (VNNI), fp16 on graphics cards.",
+)
+@click.option(
+    "--max-accuracy-drop",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Loss of accuracy on the validation split that is accepted for less precision (one image always is).",
+)
 @options(MACHINE_OPTIONS)
 @JSON_OPTION
 @reported
@@ -39,6 +59,8 @@ def export(
     run: Path,
     bundle: Path,
     fuse: bool,
+    precision: str,
+    max_accuracy_drop: float,
     recall: float | None,
     cost_miss: float | None,
     cost_false_alarm: float | None,
@@ -51,19 +73,34 @@ def export(
     """Write the best model of RUN as the folder BUNDLE, and check it against torch.
 
     Temperature, threshold and what images look familiar come from the images of RUN, whose features are taken from the cache.
+    With --precision the backbone in fp32 stays in BUNDLE beside the one that runs; what changes is measured and printed.
     """
     from training.calibration import ThresholdRule
     from training.export import export_run
 
     rule = ThresholdRule(recall, cost_miss, cost_false_alarm)
-    made = export_run(run, bundle, fused=fuse, rule=rule, level=level, cache_folder=cache_dir, device=device or "auto")
-    files = made.manifest.files
+    made = export_run(
+        run,
+        bundle,
+        fused=fuse,
+        rule=rule,
+        level=level,
+        precision=precision,
+        max_accuracy_drop=max_accuracy_drop,
+        cache_folder=cache_dir,
+        device=device or "auto",
+    )
+    from training.precision_check import check_precision
+
+    files, report = made.manifest.files, check_precision(bundle)
     if as_json:
-        click.echo(json.dumps({"bundle": str(bundle), "files": {name: entry.model_dump() for name, entry in files.items()}}))
+        sizes = {name: entry.model_dump() for name, entry in files.items()}
+        click.echo(json.dumps({"bundle": str(bundle), "files": sizes, "precision": report and report.to_dict()}))
         return
     from training.calibration_tables import print_calibrations
 
     print_calibrations(made.manifest.calibration)
+    _print_precision(report)
     click.echo(f"{bundle}: {len(files) + 1} files, {sum(entry.size for entry in files.values()) / 1e6:.1f} MB")
 
 
@@ -132,14 +169,23 @@ def calibrate(
 @click.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--images", type=FOLDER, help="Photographs to compare on.  [default: synthetic ones]")
+@click.option(
+    "--data",
+    type=FOLDER,
+    help="Labelled photographs, one folder per class: measure there what less precision changes. Without it: what the export measured.",
+)
 @JSON_OPTION
 @reported
-def verify(bundle: Path, images: Path | None, as_json: bool) -> int:
-    """Check BUNDLE: hashes, exact set of files, and each computation against an independent one."""
+def verify(bundle: Path, images: Path | None, data: Path | None, as_json: bool) -> int:
+    """Check BUNDLE: hashes, exact set of files, and each computation against an independent one.
+
+    A backbone of less precision is compared with the one in fp32: accuracy, labels, probabilities, and the speed of both on this machine.
+    """
+    from training.precision_check import check_precision
     from training.verify import verify_bundle
 
-    checks = verify_bundle(bundle, images)
-    passed = all(check.passed for check in checks)
+    checks, report = verify_bundle(bundle, images), check_precision(bundle, data)
+    passed = all(check.passed for check in checks) and (report is None or report.refused is None)
     if as_json:
         rows = [
             {
@@ -150,12 +196,30 @@ def verify(bundle: Path, images: Path | None, as_json: bool) -> int:
             }
             for check in checks
         ]
-        click.echo(json.dumps({"bundle": str(bundle), "passed": passed, "checks": rows}))
+        click.echo(json.dumps({"bundle": str(bundle), "passed": passed, "checks": rows, "precision": report and report.to_dict()}))
     else:
-        click.echo("passed  files: names, SHA-256, schema, no external data")
+        click.echo("passed  files: names, SHA-256, schema, no external data; stages: names, shapes, any number of rows")
         for check in checks:
             click.echo(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.difference:.1e} (at most {check.tolerance:.0e})")
+        _print_precision(report)
     return 0 if passed else 1
+
+
+def _print_precision(report: PrecisionReport | None) -> None:
+    if report is None:
+        return
+    for where, change in report.changes.items():
+        click.echo(
+            f"{report.name} against fp32 on {change.num_images} images of {where}: accuracy {change.accuracy:.3f} (fp32 "
+            f"{change.accuracy_fp32:.3f}), {change.changed_labels} other labels, probabilities differ by at most {change.max_change:.3f}"
+        )
+    speed = report.speed
+    click.echo(
+        f"{report.name} backbone on the processor of this machine: {speed.reduced:.1f} images/s, fp32 {speed.fp32:.1f}: "
+        f"{speed.ratio:.2f} times as fast{'' if speed.ratio > _GAIN else '; it gains nothing here'}"
+    )
+    if report.refused is not None:
+        click.echo(f"FAILED  {report.refused}")
 
 
 @click.command()
