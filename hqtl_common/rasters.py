@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import ExifTags, Image
 
-from hqtl_common.errors import ImageDecodeError, ShapeError, UnknownImageFormatError
+from hqtl_common.errors import HqtlError, ImageDecodeError, ShapeError
 from hqtl_common.georeference import GeoReference
-from hqtl_common.preprocess import FORMATS, is_several_pages, open_regular_file, to_rgb_or_unit
+from hqtl_common.preprocess import open_regular_file
+from hqtl_common.raster_sources import HeldValues, WholeImage, Window, check_size
 
-__all__ = ["MAX_RASTER_PIXELS", "Raster", "Window", "open_raster", "raster_of"]
+if TYPE_CHECKING:
+    from hqtl_common.tiff_windows import TiffWindows
+
+__all__ = ["MAX_RASTER_PIXELS", "Raster", "Window", "decoding", "open_page", "open_raster", "raster_of", "raster_of_values"]
 
 MAX_RASTER_PIXELS = 1 << 30
-Window = NDArray[np.uint8] | NDArray[np.float32]
-
-_GREY_MODES = frozenset({"1", "L"})
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -109,7 +108,7 @@ class Raster:
             y = self.height - y - height
         if self._transposed:
             x, y, width, height = y, x, height, width
-        with _decoding():
+        with decoding():
             window: Any = self._source.read(page, x, y, width, height)
         if self._transposed:
             window = window.swapaxes(0, 1)
@@ -155,11 +154,37 @@ def raster_of(file: BinaryIO, path: Path, max_pixels: int = MAX_RASTER_PIXELS) -
         ImageDecodeError: Damaged or too large.
     """
     try:
-        with _decoding():
+        with decoding():
             return Raster(_open_source(file, path, max_pixels))
     except BaseException:
         file.close()
         raise
+
+
+def raster_of_values(values: Window) -> Raster:
+    """Pixels in memory, (H, W) or (H, W, 3) uint8 or (H, W) float32 in [0, 1], to be read like an image in a file."""
+    return Raster(HeldValues(values))
+
+
+@contextmanager
+def open_page(tiff: TiffWindows, place: int, max_pixels: int = MAX_RASTER_PIXELS) -> Iterator[Raster]:
+    """One page of an opened TIFF as an image of its own, whatever the others are.
+
+    Args:
+        tiff: The file, which stays open.
+        place: Of the page in the file.
+        max_pixels: See :func:`open_raster`.
+
+    Raises:
+        InputError: The file cannot be read any more.
+        ImageDecodeError: Damaged or too large.
+    """
+    with ExitStack() as stack:
+        with decoding():
+            tiff.show((place,))
+            check_size(tiff.width, tiff.height, max_pixels)
+            raster = Raster(tiff if tiff.is_direct else _whole_page(stack.enter_context(open_regular_file(tiff.path)), place, max_pixels))
+        yield raster
 
 
 # How a window of the upright image is found in the stored one, by EXIF orientation: the upright image is the stored one,
@@ -176,13 +201,22 @@ _STORED: dict[int, tuple[bool, bool, bool]] = {
 
 
 @contextmanager
-def _decoding() -> Iterator[None]:
+def decoding() -> Iterator[None]:
+    """Turn whatever a parser stumbles over into an error of ours.
+
+    Raises:
+        ImageDecodeError: The body raised anything else than an error of ours.
+    """
     try:
         yield
-    except ImageDecodeError:
+    except HqtlError:
         raise
     except Exception as error:  # parsers raise whatever they stumble over: struct.error, IndexError, zlib.error, …
         raise ImageDecodeError(f"the image is damaged or cut off: {type(error).__name__}: {error}") from error
+
+
+def _whole_page(file: BinaryIO, place: int, max_pixels: int) -> WholeImage:
+    return WholeImage(file, file.read(16), max_pixels, place)
 
 
 def _open_source(file: BinaryIO, path: Path, max_pixels: int) -> _Source:
@@ -192,59 +226,10 @@ def _open_source(file: BinaryIO, path: Path, max_pixels: int) -> _Source:
         from hqtl_common.tiff_windows import TiffWindows
 
         tiff = TiffWindows(file, path)
-        _check_size(tiff.width, tiff.height, max_pixels)
+        check_size(tiff.width, tiff.height, max_pixels)
         if tiff.is_direct:
             return tiff
         if tiff.num_pages > 1:
             raise ImageDecodeError("a TIFF of several pages in a kind that cannot be read in windows; save it as 8- or 16-bit grey or RGB")
         file.seek(0)
-    return _WholeImage(file, start, max_pixels)
-
-
-class _WholeImage:
-    """An image that Pillow decoded as a whole and keeps in its stored mode."""
-
-    num_pages = 1
-    georeference: GeoReference | None = None
-
-    def __init__(self, file: BinaryIO, start: bytes, max_pixels: int) -> None:
-        self._image = _open_without_limit(file, start)
-        _check_size(*self._image.size, max_pixels)
-        if is_several_pages(self._image):
-            raise ImageDecodeError(f"the {self._image.format} file holds several frames; save the wanted one as a file of its own")
-        self._image.load()
-        self._tags = dict(getattr(self._image, "tag_v2", {}))
-        self.orientation = int(self._image.getexif().get(ExifTags.Base.Orientation, 1))
-        self.width, self.height = self._image.size
-        self._file = file
-        sample = to_rgb_or_unit(self._image.crop((0, 0, 1, 1)), self._tags)
-        self.is_deep = sample.mode == "F"
-        self._grey = self._image.mode in _GREY_MODES and "transparency" not in self._image.info
-        self.bands = 1 if self.is_deep or self._grey else 3
-
-    def read(self, page: int, x: int, y: int, width: int, height: int) -> Window:
-        """See :meth:`Raster.read`."""
-        box = self._image.crop((x, y, x + width, y + height))
-        return np.asarray(box.convert("L") if self._grey else to_rgb_or_unit(box, self._tags))
-
-    def close(self) -> None:
-        """Release the pixels and the file."""
-        self._image.close()
-        self._file.close()
-
-
-def _open_without_limit(file: BinaryIO, start: bytes) -> Image.Image:
-    """What ``Image.open`` does, without its limit of 179 million pixels: the caller has one of its own."""
-    Image.preinit()
-    Image.init()
-    for name in FORMATS:
-        factory, accept = Image.OPEN[name]
-        if accept is None or accept(start) is True:
-            file.seek(0)
-            return factory(file, "")
-    raise UnknownImageFormatError(f"not a {', '.join(FORMATS)} image")
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if not width or not height or width * height > max_pixels:
-        raise ImageDecodeError(f"the image has {width} × {height} pixels; at least 1 and at most {max_pixels:,} are allowed")
+    return WholeImage(file, start, max_pixels)

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,7 @@ from PIL import Image
 from hqtl_common.errors import ImageDecodeError
 from hqtl_common.georeference import GeoReference, read_georeference
 from hqtl_common.preprocess import to_rgb_or_unit
+from hqtl_common.tiff_chain import PageChain
 from hqtl_common.value_ranges import to_unit_values
 
 __all__ = ["TiffWindows"]
@@ -41,6 +43,8 @@ class TiffWindows:
         path: Its path.
 
     Attributes:
+        path: Its path.
+        chain: All pages of the file.
         width: Width in pixels of a page as it is stored.
         height: Height in pixels of a page as it is stored.
         num_pages: Number of full-size pages; overviews and masks do not count.
@@ -51,33 +55,42 @@ class TiffWindows:
     """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
+        self._file, self.path = file, path
         self._tiff = tifffile.TiffFile(file, name=path.name)
-        self._pages = [page for page in self._tiff.pages if isinstance(page, tifffile.TiffPage) and not (page.is_reduced or page.is_mask)]
-        if not self._pages:
-            raise ImageDecodeError("the TIFF file holds no picture")
-        first = self._pages[0]
-        self.width, self.height, self.num_pages = first.imagewidth, first.imagelength, len(self._pages)
-        self.orientation = int(first.tags.valueof(_ORIENTATION, 1))
+        self.chain = PageChain(self._tiff)
         self._segments: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
+        self.show(self.chain.places)
+
+    def show(self, places: Sequence[int]) -> None:
+        """Present these pages, by their places in the file, as all there are; they may differ in size and kind from others.
+
+        Raises:
+            ImageDecodeError: The first of them is damaged.
+        """
+        self._places = places
+        self._parsed: dict[int, tifffile.TiffPage] = {}
+        self._segments.clear()
+        first = self._page(0)
+        self.width, self.height, self.num_pages = first.imagewidth, first.imagelength, len(places)
+        self.orientation = int(first.tags.valueof(_ORIENTATION, 1))
         self._cached_bytes = 0
 
     @property
     def georeference(self) -> GeoReference | None:
         """Where the pixels lie on the ground, None for a picture without map coordinates."""
-        tags = self._pages[0].geotiff_tags
-        return None if tags is None else read_georeference(tags, self._path)
+        tags = self._page(0).geotiff_tags
+        return None if tags is None else read_georeference(tags, self.path)
 
     @property
     def is_direct(self) -> bool:
         """Whether windows can be decoded here; anything else must be decoded as a whole by another reader."""
-        page = self._pages[0]
+        page = self._page(0)
         return self.bands > 0 and page.imagedepth == 1 and len(page.dataoffsets) <= _MAX_SEGMENTS and _has_decoder(page)
 
     @property
     def bands(self) -> int:
         """1 for grey, 3 for colour, 0 for what is left to another reader."""
-        page = self._pages[0]
+        page = self._page(0)
         bits, samples, kind = page.bitspersample, page.samplesperpixel, page.photometric
         if samples == 1 and kind in _GREY:
             return int(_grey_kind(page) is not None)
@@ -90,7 +103,7 @@ class TiffWindows:
     @property
     def is_deep(self) -> bool:
         """Whether grey values have more than 8 bits and come as float32 in [0, 1]."""
-        return self.bands == 1 and _grey_kind(self._pages[0]) not in ("1-bit", "8-bit")
+        return self.bands == 1 and _grey_kind(self._page(0)) not in ("1-bit", "8-bit")
 
     def read(self, page: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8] | NDArray[np.float32]:
         """The window (height, width) or (height, width, 3) of a page: uint8, or float32 in [0, 1] where values are deep.
@@ -98,8 +111,8 @@ class TiffWindows:
         Raises:
             ImageDecodeError: The page differs in size or kind from the first, or the window is damaged.
         """
-        chosen = self._pages[page]
-        first = self._pages[0]
+        chosen = self._page(page)
+        first = self._page(0)
         if (chosen.shaped, chosen.dtype, chosen.photometric) != (first.shaped, first.dtype, first.photometric):
             raise ImageDecodeError(f"page {page} of the TIFF has another size or kind than its first; save the pages as files of their own")
         samples = self._samples(page, x, y, width, height)
@@ -111,14 +124,22 @@ class TiffWindows:
         self._tiff.close()
         self._file.close()
 
+    def _page(self, index: int) -> tifffile.TiffPage:
+        """The tags of a page that is shown."""
+        if index not in self._parsed:
+            found = self._tiff.pages.get(self._places[index], aspage=True)
+            assert isinstance(found, tifffile.TiffPage)
+            self._parsed = {kept: page for kept, page in self._parsed.items() if kept == 0} | {index: found}
+        return self._parsed[index]
+
     def _is_jpeg_colour(self) -> bool:
         """JPEG in TIFF: stored as YCbCr, decoded to RGB."""
-        page = self._pages[0]
+        page = self._page(0)
         return page.compression in (6, 7) and page.photometric == 6
 
     def _samples(self, page: int, x: int, y: int, width: int, height: int) -> NDArray[Any]:
         """Stored values (height, width, samples)."""
-        chosen = self._pages[page]
+        chosen = self._page(page)
         planes = chosen.shaped[0]
         out = np.empty((height, width, chosen.samplesperpixel), dtype=chosen.dtype)
         for plane in range(planes):
@@ -152,7 +173,7 @@ class TiffWindows:
     def _copy_segments(self, page: int, plane: int, x: int, y: int, out: NDArray[Any]) -> None:
         """Compressed or scattered pages: strips or tiles, decoded one by one and kept for the neighbouring window."""
         height, width, _ = out.shape
-        chosen = self._pages[page]
+        chosen = self._page(page)
         step_x, step_y = (chosen.tilewidth, chosen.tilelength) if chosen.is_tiled else (chosen.imagewidth, chosen.rowsperstrip)
         columns, rows = -(-chosen.imagewidth // step_x), -(-chosen.imagelength // step_y)
         for row in range(y // step_y, (y + height - 1) // step_y + 1):
@@ -170,7 +191,7 @@ class TiffWindows:
         if (page, index) in self._segments:
             self._segments.move_to_end((page, index))
             return self._segments[page, index]
-        decoded = self._decode(self._pages[page], index)
+        decoded = self._decode(self._page(page), index)
         self._segments[page, index] = decoded
         self._cached_bytes += decoded.nbytes
         while self._cached_bytes > _CACHE_BYTES and len(self._segments) > 1:

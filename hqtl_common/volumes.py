@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,21 @@ from PIL import Image
 from hqtl_common.errors import ConfigError, ImageDecodeError, InputError, UnknownImageFormatError
 from hqtl_common.value_ranges import to_unit_values, usable_range
 
-__all__ = ["MAX_EDGE", "MAX_VOXELS", "VOLUME_SUFFIXES", "read_volume"]
+__all__ = [
+    "GZIP_START",
+    "MAX_EDGE",
+    "MAX_UNPACKED",
+    "MAX_VOXELS",
+    "VOLUME_SUFFIXES",
+    "check_shape",
+    "full_range",
+    "nifti_kind",
+    "nifti_limits",
+    "nifti_shape",
+    "npy_header",
+    "read_volume",
+    "unit_slice",
+]
 
 VOLUME_SUFFIXES = frozenset({".npy", ".nii", ".nii.gz", ".tif", ".tiff"})
 MAX_VOXELS = 1 << 27  # 512 × 512 × 512
@@ -30,8 +44,8 @@ MAX_EDGE = 4096
 F32 = NDArray[np.float32]
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_GZIP_START = b"\x1f\x8b"
-_MAX_UNPACKED = 1 << 30
+GZIP_START = b"\x1f\x8b"
+MAX_UNPACKED = 1 << 30
 
 
 def read_volume(data: bytes, shape: tuple[int, int, int]) -> F32:
@@ -66,11 +80,11 @@ def _open(data: bytes) -> tuple[int, Iterator[F32]]:
         return count, _pages(data, count)
     if data.startswith(b"\x93NUMPY"):
         array = _npy_array(data)
-        return len(array), _unit_slices(array, _full_range(array), "a .npy file")
-    if data.startswith(_GZIP_START):
+        return len(array), _unit_slices(array, full_range(array.dtype), "a .npy file")
+    if data.startswith(GZIP_START):
         data = _unpack(data)
-    if data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0":
-        array, limits = _nifti_array(data)
+    if (kind := nifti_kind(data)) is not None:
+        array, limits = _nifti_array(data, kind)
         return len(array), _unit_slices(array, limits, "a NIfTI file without cal_min and cal_max")
     raise UnknownImageFormatError(f"not a TIFF stack, .npy cube or NIfTI volume ({len(data):,} bytes)")
 
@@ -97,7 +111,12 @@ def _linear_weights(count: int, wanted: int) -> F32:
     return normalised
 
 
-def _check_shape(shape: tuple[int, ...]) -> None:
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Refuse what is no volume.
+
+    Raises:
+        ImageDecodeError: Not three axes of 2 to :data:`MAX_EDGE` voxels, or more than :data:`MAX_VOXELS` in all.
+    """
     if len(shape) != 3 or not all(2 <= edge <= MAX_EDGE for edge in shape) or int(np.prod(shape)) > MAX_VOXELS:
         raise ImageDecodeError(
             f"expected a volume of three axes with 2 to {MAX_EDGE:,} voxels each and at most {MAX_VOXELS:,} in all; got the shape {shape}"
@@ -114,7 +133,7 @@ def _count_pages(data: bytes) -> int:
             except EOFError:
                 break
             count += 1
-    _check_shape((count, height, width))
+    check_shape((count, height, width))
     return count
 
 
@@ -137,62 +156,118 @@ def _grey_page(image: Image.Image, index: int) -> F32:
     return to_unit_values(np.asarray(image).astype(np.float32), getattr(image, "tag_v2", {}), kinds[image.mode])
 
 
-def _npy_array(data: bytes) -> NDArray[Any]:
-    stream = io.BytesIO(data)
+def npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether by columns, and type of the numbers in a ``.npy`` file, which is left where they begin.
+
+    Raises:
+        ImageDecodeError: Not three-dimensional, too large, or no plain numbers.
+    """
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ImageDecodeError(f"a .npy file of version {version} holds no plain numbers; save the array with numpy.save")
     shape, by_columns, dtype = readers[version](stream)
-    _check_shape(shape)
+    check_shape(shape)
     if dtype.kind not in "uf":
         raise ImageDecodeError(f"expected voxels of type uint8, uint16 or float; got {dtype}")
-    return np.frombuffer(data, dtype, int(np.prod(shape)), stream.tell()).reshape(shape, order="F" if by_columns else "C")
+    return shape, by_columns, dtype
 
 
-def _nifti_array(data: bytes) -> tuple[NDArray[Any], tuple[float, float] | None]:
-    """Voxels (z, y, x), and the range that the header declares."""
+def nifti_kind(start: bytes) -> Any:
+    """The class of nibabel that reads a NIfTI file by its first 348 bytes; None for other files.
+
+    Raises:
+        ConfigError: The package nibabel is not installed.
+    """
+    names = {start[344:348] == b"n+1\0": "Nifti1Image", start[4:8] == b"n+2\0": "Nifti2Image"}
+    if True not in names:
+        return None
     try:
         import nibabel
     except ImportError as error:
         raise ConfigError("NIfTI volumes need the package nibabel: pip install 'hqtl[volumes]'") from error
-    kind = nibabel.Nifti1Image if data[344:348] == b"n+1\0" else nibabel.Nifti2Image
+    return getattr(nibabel, names[True])
+
+
+def nifti_limits(header: Any, dtype: np.dtype[Any]) -> tuple[float, float] | None:
+    """The range of values that a NIfTI header declares, or that the type of unscaled voxels has; None where neither does.
+
+    Args:
+        header: Of nibabel.
+        dtype: Of the values that nibabel gives.
+    """
+    if declared := usable_range(float(header["cal_min"]), float(header["cal_max"])):
+        return declared
+    slope, shift = header.get_slope_inter()
+    return full_range(dtype) if (slope or 1.0, shift or 0.0) == (1.0, 0.0) else None
+
+
+def full_range(dtype: np.dtype[Any]) -> tuple[float, float] | None:
+    """What unsigned voxels of 8 or 16 bits span; None for others."""
+    return (0.0, 2.0 ** (8 * dtype.itemsize) - 1) if dtype.kind == "u" and dtype.itemsize <= 2 else None
+
+
+def _npy_array(data: bytes) -> NDArray[Any]:
+    stream = io.BytesIO(data)
+    shape, by_columns, dtype = npy_header(stream)
+    return np.frombuffer(data, dtype, int(np.prod(shape)), stream.tell()).reshape(shape, order="F" if by_columns else "C")
+
+
+def _nifti_array(data: bytes, kind: Any) -> tuple[NDArray[Any], tuple[float, float] | None]:
+    """Voxels (z, y, x), and the range that the header declares."""
     image: Any = kind.from_bytes(data)
+    shape = nifti_shape(image)
+    if len(data) < int(np.prod(shape)) * image.get_data_dtype().itemsize:  # nibabel would ask for the memory first
+        raise ImageDecodeError(f"the volume is cut off: {len(data):,} bytes cannot hold {shape} voxels")
+    array = np.asarray(image.dataobj).reshape(shape).T
+    return array, nifti_limits(image.header, array.dtype)
+
+
+def nifti_shape(image: Any) -> tuple[int, ...]:
+    """Voxels in (x, y, z) of an image of nibabel, further axes of length 1 left out.
+
+    Raises:
+        ImageDecodeError: Not three-dimensional, or too large.
+    """
     shape = tuple(image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    _check_shape(shape[::-1])
-    if len(data) < int(np.prod(shape)) * image.get_data_dtype().itemsize:  # nibabel would ask for the memory first
-        raise ImageDecodeError(f"the volume is cut off: {len(data):,} bytes cannot hold {shape} voxels")
-    slope, shift = image.header.get_slope_inter()
-    array = np.asarray(image.dataobj).reshape(shape).T
-    if declared := usable_range(float(image.header["cal_min"]), float(image.header["cal_max"])):
-        return array, declared
-    return array, _full_range(array) if (slope or 1.0, shift or 0.0) == (1.0, 0.0) else None
-
-
-def _full_range(array: NDArray[Any]) -> tuple[float, float] | None:
-    return (0.0, 2.0 ** (8 * array.itemsize) - 1) if array.dtype.kind == "u" and array.itemsize <= 2 else None
+    check_shape(shape[::-1])
+    return shape
 
 
 def _unit_slices(array: NDArray[Any], limits: tuple[float, float] | None, what: str) -> Iterator[F32]:
-    if limits is None and array.dtype.kind != "f":
+    return (unit_slice(plane, limits, what) for plane in array)
+
+
+def unit_slice(plane: NDArray[Any], limits: tuple[float, float] | None, what: str) -> F32:
+    """One slice of voxels → values in [0, 1].
+
+    Args:
+        plane: (height, width).
+        limits: The declared range; None = voxels must be numbers in [0, 1].
+        what: The kind of file, for messages.
+
+    Raises:
+        ImageDecodeError: Of an undeclared value range, or not finite.
+    """
+    if limits is None and plane.dtype.kind != "f":
         raise ImageDecodeError(
-            f"the value range of {array.dtype} voxels in {what} is unknown; save them as uint8, uint16 or float in [0, 1]"
+            f"the value range of {plane.dtype} voxels in {what} is unknown; save them as uint8, uint16 or float in [0, 1]"
         )
     low, high = limits or (0.0, 1.0)
-    for plane in array:
-        values = np.array(plane, dtype=np.float32, order="C")
-        if not np.isfinite(values).all():
-            raise ImageDecodeError("the volume holds values that are not finite numbers")
-        if limits is None and (values.min() < 0 or values.max() > 1):
-            raise ImageDecodeError(f"float voxels in {what} must lie in [0, 1]; got {values.min():g} to {values.max():g}")
-        yield np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+    values = np.array(plane, dtype=np.float32, order="C")
+    if not np.isfinite(values).all():
+        raise ImageDecodeError("the volume holds values that are not finite numbers")
+    if limits is None and (values.min() < 0 or values.max() > 1):
+        raise ImageDecodeError(f"float voxels in {what} must lie in [0, 1]; got {values.min():g} to {values.max():g}")
+    unit: F32 = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+    return unit
 
 
 def _unpack(data: bytes) -> bytes:
     unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-    unpacked = unpacker.decompress(data, _MAX_UNPACKED)
+    unpacked = unpacker.decompress(data, MAX_UNPACKED)
     if not unpacker.eof:
-        raise ImageDecodeError(f"the volume is cut off, or unpacks to more than {_MAX_UNPACKED:,} bytes")
+        raise ImageDecodeError(f"the volume is cut off, or unpacks to more than {MAX_UNPACKED:,} bytes")
     return unpacked

@@ -52,7 +52,20 @@ Exit codes:
     type=click.IntRange(min=1),
     help="Images of one evaluation of the head, one job on hardware.  [default: 32; 1 with --tiles]",
 )
-@click.option("--workers", type=click.IntRange(1, 256), help="Processes that decode images.  [default: number of cores]")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that decode images, or chunks at once on Ray.  [default: all cores]")
+@click.option(
+    "--providers",
+    metavar="LIST",
+    help="Where the backbone computes, the preferred one first: cpu, cuda, tensorrt.  [default: cpu]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Work in this process, or on a Ray cluster; the results are the same, and a run may change it by --resume.",
+)
+@click.option("--ray-address", help="HOST:PORT of the cluster.  [default: RAY_ADDRESS, else one is started on this machine]")
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -80,10 +93,22 @@ Exit codes:
     type=click.FloatRange(0, 1, min_open=True),
     help="Which tile decides about its image: 1 the one most probably positive, 0.99 leaves one in a hundred above.  [default: 1]",
 )
+@click.option(
+    "--every",
+    metavar="N|SECONDSs",
+    help="Frames of a video that are scored: every N-th, or with an s one per span of time, for example 0.5s.  [default: 1s]",
+)
 @click.option("--refine-with", metavar="BACKEND", help="Run images or tiles that are in doubt again there, those of a chunk as one job.")
 @click.option("--refine-shots", type=click.IntRange(min=1), help="Repetitions of --refine-with.  [default: its own]")
+@click.option("--refine-option", "refine_options", multiple=True, metavar="KEY=VALUE", help="An option of --refine-with; repeatable.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files with such a path, e.g. '*_mask.png'; repeatable.")
 @click.option("--shard", metavar="I/N", help="Score the I-th of N parts of FOLDER, the same parts on every machine.")
+@click.option(
+    "--merge",
+    multiple=True,
+    metavar="OUT",
+    help="Score nothing: join the results of all parts made with --shard, whose folders are named by repeating this, or by one pattern.",
+)
 @click.option("--report/--no-report", default=None, help="Write OUT/report.html, *.geojson and coco.json.  [default: --report]")
 @click.option("--maps/--no-maps", default=None, help="With --tiles, draw OUT/maps: where each image is suspicious.  [default: --maps]")
 @click.option("--parquet", is_flag=True, default=None, help="Also write OUT/scores.parquet and, with --tiles, OUT/tiles.parquet.")
@@ -106,6 +131,10 @@ def main(
     bundle: Path,
     out: Path,
     workers: int | None,
+    providers: str | None,
+    engine: str,
+    ray_address: str | None,
+    merge: tuple[str, ...],
     max_jobs: int | None,
     max_qpu_seconds: float | None,
     yes: bool,
@@ -119,14 +148,17 @@ def main(
 ) -> None:
     """Score every image below FOLDER: one row per image in OUT/scores.csv and OUT/scores.jsonl, and a page in OUT/report.html.
 
-    Images are found at any depth by their suffix (PNG, JPEG, TIFF, BMP, WebP); links and hidden entries are left out.
+    Images are found at any depth by their suffix (PNG, JPEG, TIFF, BMP, WebP); links and hidden entries are left out. Videos, TIFF
+    files of several pages and volumes (.npy, .nii, .nii.gz) have one row per frame, page or slice.
     A run that was stopped or killed goes on with --resume and ends with the same files.
     """
     again = _command_again(context)
     with _StopSignals() as stop:
         try:
             outputs = {"report": report, "maps": maps, "parquet": parquet, "truth": truth}
-            code = _score(folder, bundle, out, given, outputs, (max_jobs, max_qpu_seconds, yes), resume, workers, as_json, stop, again)
+            places = tuple(name.strip() for name in (providers or "cpu").split(","))
+            where = {"workers": workers, "providers": places, "engine": engine, "ray_address": ray_address}
+            code = _score(folder, bundle, out, given, outputs, (max_jobs, max_qpu_seconds, yes), resume, where, merge, as_json, stop, again)
         except KeyboardInterrupt:
             code = _report_error("Interrupted", "interrupted", as_json, _INTERRUPTED, again)
     sys.exit(code)
@@ -136,7 +168,9 @@ def _command_again(context: click.Context) -> str:
     """The command as it was given, with --resume."""
     words = ["hqtl-score"]
     for parameter in context.command.params:
-        value = True if parameter.name == "resume" else context.params.get(parameter.name or "")
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        value = True if name == "resume" else context.params.get(name) if given else None
         if value is False and parameter.secondary_opts:
             words.append(parameter.secondary_opts[0])
         for one in value if isinstance(value, tuple) else (value,):
@@ -154,7 +188,8 @@ def _score(
     outputs: dict[str, Any],
     limits: tuple[int | None, float | None, bool],
     resume: bool,
-    workers: int | None,
+    where: dict[str, Any],
+    merge: tuple[str, ...],
     as_json: bool,
     stop: _StopSignals,
     again: str,
@@ -164,33 +199,35 @@ def _score(
     from hqtl_common.backends.opening import Limits, parse_options
     from hqtl_common.errors import BudgetExceededError, HqtlError
     from serving.report import publish_outcome, wanted_outputs
-    from serving.scoring import Request, score_folder
+    from serving.scoring import Request, merge_runs, score_folder
     from serving.scoring.progress import reporter_for
 
     warnings.filterwarnings("ignore", module="PIL")  # oddities of files that decode all the same
     try:
-        given = {**given, "backend_options": parse_options(given["backend_options"]) or None, "exclude": given["exclude"] or None}
+        options = {name: parse_options(given[name]) or None for name in ("backend_options", "refine_options")}
+        given = {**given, **options, "exclude": given["exclude"] or None}
         request = Request(**given)
         wanted = wanted_outputs(out, outputs)
         with reporter_for(sys.stderr) as reporter:
-            outcome = score_folder(
-                folder,
-                bundle,
-                out,
-                request,
-                resume=resume,
-                workers=workers,
-                reporter=reporter,
-                should_stop=stop.asked,
-                limits=Limits(*limits),
-                isolated=True,
-            )
+            common: dict[str, Any] = {"resume": resume, "reporter": reporter, "should_stop": stop.asked}
+            if merge:
+                outcome = merge_runs(folder, bundle, out, _matching(merge), request, **common)
+            else:
+                outcome = score_folder(folder, bundle, out, request, limits=Limits(*limits), isolated=True, **where, **common)
             outcome = publish_outcome(outcome, bundle, wanted, should_stop=stop.asked, tell=reporter.note)
     except BudgetExceededError as error:
         return _report_error(type(error).__name__, str(error), as_json, _BUDGET, again)
     except HqtlError as error:
         return _report_error(type(error).__name__, str(error), as_json, _FAILED, None)
     return _report(outcome, as_json, again)
+
+
+def _matching(patterns: tuple[str, ...]) -> list[str]:
+    """Folders by their names, or by patterns of names."""
+    from glob import glob
+
+    found = (([pattern] if Path(pattern).exists() else sorted(glob(pattern)) or [pattern]) for pattern in patterns)  # noqa: PTH207 (from /)
+    return [name for names in found for name in names]
 
 
 def _report(outcome: Outcome, as_json: bool, again: str) -> int:
@@ -206,7 +243,7 @@ def _report(outcome: Outcome, as_json: bool, again: str) -> int:
         click.echo(f"stopped; go on with: {again}", err=True)
         return _INTERRUPTED
     if not outcome.summary["images"]:
-        click.echo("no image was found: looked for .png, .jpg, .jpeg, .tif, .tiff, .bmp, .webp at any depth", err=True)
+        click.echo("no image was found: looked for .png, .jpg, .jpeg, .tif, .tiff, .bmp, .webp, videos and volumes at any depth", err=True)
     return _SOME_FAILED if outcome.failures else _OK
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from serving.report.regions import Region
 from serving.report.results import ImageResult
+from serving.scoring.rows import PART_COLUMNS
 
 __all__ = ["CocoWriter"]
 
@@ -45,6 +46,7 @@ class CocoWriter:
         if row["width"] is None:
             return
         entry = {"id": image.number, "file_name": row["path"], "width": row["width"], "height": row["height"]}
+        entry |= {name: row[name] for name in PART_COLUMNS if row.get("part_kind") is not None}
         entry |= {"date_captured": row["taken"] or "", "map": map_file, "label": row["label"], "duplicate_of": row["duplicate_of"]}
         self._spare.write((",\n" if self._images else "\n") + json.dumps(entry))
         self._images += 1

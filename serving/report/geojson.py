@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from hqtl_common.errors import HqtlError
 from hqtl_common.georeference import GeoReference
-from hqtl_common.rasters import open_raster
+from serving.report.originals import Originals
 from serving.report.regions import Region
 from serving.report.results import ImageResult
+from serving.scoring.rows import PART_COLUMNS
 
 __all__ = ["FeatureWriter", "GeoWriter"]
 
@@ -53,14 +53,14 @@ class GeoWriter:
     """Puts each image into the document it belongs to.
 
     Args:
-        folder: The scored folder.
+        originals: Of the scored folder.
         world: Longitude and latitude.
         pixels: Pixels.
         positive: The positive label.
     """
 
-    def __init__(self, folder: Path, world: FeatureWriter, pixels: FeatureWriter, positive: str) -> None:
-        self._folder, self._world, self._pixels, self._positive = folder, world, pixels, positive
+    def __init__(self, originals: Originals, world: FeatureWriter, pixels: FeatureWriter, positive: str) -> None:
+        self._originals, self._world, self._pixels, self._positive = originals, world, pixels, positive
 
     def add(self, image: ImageResult, regions: list[Region], map_file: str | None) -> None:
         """The image's outline or point, and one feature per region.
@@ -73,10 +73,11 @@ class GeoWriter:
         row = image.row
         about = {"kind": "image", **{name: row[name] for name in ("path", "label", "probability", "familiarity", "review", "taken")}}
         about |= {"duplicate_of": row["duplicate_of"], "error": row["error"], "map": map_file}
-        reference = _reference(self._folder, row["path"])
-        point = None if row["longitude"] is None else {"type": "Point", "coordinates": [row["longitude"], row["latitude"]]}
-        if row["width"] is None:
+        about |= {name: row[name] for name in PART_COLUMNS if row.get("part_kind") is not None}
+        if row["width"] is None:  # nothing in it could be read
             return
+        reference = self._reference(row)
+        point = None if row["longitude"] is None else {"type": "Point", "coordinates": [row["longitude"], row["latitude"]]}
         frame = ((0.0, 0.0), (float(row["width"]), 0.0), (float(row["width"]), float(row["height"])), (0.0, float(row["height"])))
         if reference is not None:
             self._add_placed(reference, frame, image, regions, about)
@@ -109,6 +110,7 @@ class GeoWriter:
                 {
                     "kind": "region",
                     "path": image.path,
+                    **{name: image.row[name] for name in PART_COLUMNS if image.row.get("part_kind") is not None},
                     "label": self._positive,
                     "probability": float(np.max(values)),
                     "mean_probability": float(np.mean(values)),
@@ -117,16 +119,15 @@ class GeoWriter:
                 },
             )
 
-
-def _reference(folder: Path, path: str) -> GeoReference | None:
-    """Map coordinates, which only a TIFF has."""
-    if not path.lower().endswith((".tif", ".tiff")):
-        return None
-    try:
-        with open_raster(folder / path) as raster:
-            return raster.georeference
-    except HqtlError:
-        return None
+    def _reference(self, row: dict[str, Any]) -> GeoReference | None:
+        """Map coordinates, which only a TIFF has."""
+        if not row["path"].lower().endswith((".tif", ".tiff")) or row["error"] is not None:
+            return None
+        try:
+            with self._originals.open(row) as raster:
+                return raster.georeference
+        except HqtlError:
+            return None
 
 
 def _polygon(rings: Rings) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 from hqtl_common.tiles import TileGrid, blend_map
 from serving.report.regions import Region
 
-__all__ = ["MAP_EDGE", "draw_map", "map_name", "png_of"]
+__all__ = ["MAP_EDGE", "SCALE", "draw_map", "map_name", "png_of"]
 
 MAP_EDGE = 2048
 
 # Pale yellow by way of orange to a deep pink: it only gets darker, and no step needs red told from green. The colours are
 # laid on like a filter, so that a dark crack stays visible below the strongest of them.
 _ANCHORS = ((255, 250, 205), (255, 230, 125), (254, 185, 85), (246, 130, 95), (226, 75, 130))
+SCALE = ", ".join(f"rgb{colour}" for colour in _ANCHORS)  # for a page, from 0 to 1
 _COVER = 0.8  # how much of the filter is seen where the probability is 1
 _LIGHT = 1.2  # a filter only darkens
 _FAINT = 0.1  # probabilities below leave the picture as it is

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from hqtl_common.errors import HqtlError
-from hqtl_common.rasters import open_raster
 from serving.report.figures import Counts
-from serving.report.overview import overview
+from serving.report.originals import Originals
+from serving.report.overview import cut_out, overview_of
 from serving.report.results import ImageResult
 from serving.report.truth import CRACK_PIXELS, Truth
 
@@ -33,6 +32,7 @@ class _Miss:
     y: int = 0
     size: int = 0
     number: int = 0
+    row: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(slots=True)
@@ -69,13 +69,16 @@ class Judgement:
         called = image.row["label"] == self.positive
         self.images.add(whole, called)
         if not tiles:
-            self._note(whole, called, image.score(self.positive), _Miss(0.0, image.path, number=image.number))
+            self._note(whole, called, image.score(self.positive), _Miss(0.0, image.path, number=image.number, row=image.row))
         for known, tile in zip(tiles, image.tiles, strict=False):
             called = tile["label"] == self.positive
             self.tiles.add(known, called)
             size = image.row["tiles"]["size"]
             self._note(
-                known, called, tile["probabilities"][self.positive], _Miss(0.0, image.path, tile["x"], tile["y"], size, image.number)
+                known,
+                called,
+                tile["probabilities"][self.positive],
+                _Miss(0.0, image.path, tile["x"], tile["y"], size, image.number, image.row),
             )
 
     def to_dict(self, source: Path) -> dict[str, Any]:
@@ -95,17 +98,17 @@ class Judgement:
         if known is None or known == called:
             return
         heap, wrong = (self.missed, 1 - score) if known else (self.alarms, score)
-        heapq.heappush(heap, _Miss(wrong, miss.path, miss.x, miss.y, miss.size, miss.number))
+        heapq.heappush(heap, replace(miss, wrong=wrong))
         if len(heap) > _SHOWN:
             heapq.heappop(heap)
 
 
-def draw_misses(judgement: Judgement, folder: Path) -> Image.Image | None:
+def draw_misses(judgement: Judgement, originals: Originals) -> Image.Image | None:
     """The worst misses and false alarms with the probability given; None where nothing was wrong.
 
     Args:
         judgement: What was collected.
-        folder: The scored folder.
+        originals: Of the scored folder.
     """
     parts = [("missed", sorted(judgement.missed, reverse=True)), ("false alarms", sorted(judgement.alarms, reverse=True))]
     parts = [(title, misses) for title, misses in parts if misses]
@@ -120,28 +123,21 @@ def draw_misses(judgement: Judgement, folder: Path) -> Image.Image | None:
         pen.text((_GAP, top + 10), f"{title}, the worst {len(misses)} first; number of the image and probability given", "black", font)
         for index, miss in enumerate(misses):
             x, y = _GAP + index % _COLUMNS * (_EDGE + _GAP), top + 34 + index // _COLUMNS * step
-            sheet.paste(_cut(folder, miss), (x, y))
+            sheet.paste(_cut(originals, miss), (x, y))
             given = 1 - miss.wrong if title == "missed" else miss.wrong
             pen.text((x, y + _EDGE + 1), f"{miss.number}: {given:.3f}", "black", font)
         top += height
     return sheet
 
 
-def _cut(folder: Path, miss: _Miss) -> Image.Image:
+def _cut(originals: Originals, miss: _Miss) -> Image.Image:
     """The tile, or the image where it was scored whole, in a square."""
     square = Image.new("RGB", (_EDGE, _EDGE), (235, 235, 235))
     try:
-        picture = _tile(folder, miss) if miss.size else overview(folder / miss.path, _EDGE)
+        with originals.open(miss.row) as raster:
+            picture = cut_out(raster, miss.x, miss.y, miss.size) if miss.size else overview_of(raster, _EDGE)
     except HqtlError:
         return square
     picture.thumbnail((_EDGE, _EDGE))
     square.paste(picture, (0, 0))
     return square
-
-
-def _tile(folder: Path, miss: _Miss) -> Image.Image:
-    with open_raster(folder / miss.path) as raster:
-        width, height = min(miss.size, raster.width - miss.x), min(miss.size, raster.height - miss.y)
-        window = raster.read(miss.x, miss.y, width, height)
-    values = np.rint(window * 255).astype(np.uint8) if window.dtype == np.float32 else window
-    return Image.fromarray(values).convert("RGB")

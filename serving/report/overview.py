@@ -11,7 +11,7 @@ from PIL import Image
 
 from hqtl_common.rasters import Raster, open_raster
 
-__all__ = ["overview"]
+__all__ = ["cut_out", "overview", "overview_of"]
 
 _STRIP_PIXELS = 8 << 20
 
@@ -28,12 +28,38 @@ def overview(path: Path, edge: int) -> Image.Image:
         ImageDecodeError: It is damaged.
     """
     with open_raster(path) as raster:
-        scale = min(1.0, edge / max(raster.width, raster.height))
-        width, height = max(1, round(raster.width * scale)), max(1, round(raster.height * scale))
-        rows = max(1, int(height * _STRIP_PIXELS / (raster.width * raster.height)))
-        strips = [_strip(raster, first, min(first + rows, height), width, height) for first in range(0, height, rows)]
+        return overview_of(raster, edge)
+
+
+def overview_of(raster: Raster, edge: int) -> Image.Image:
+    """The same of an opened image; see :func:`overview`.
+
+    Raises:
+        ImageDecodeError: It is damaged.
+    """
+    scale = min(1.0, edge / max(raster.width, raster.height))
+    width, height = max(1, round(raster.width * scale)), max(1, round(raster.height * scale))
+    rows = max(1, int(height * _STRIP_PIXELS / (raster.width * raster.height)))
+    strips = [_strip(raster, first, min(first + rows, height), width, height) for first in range(0, height, rows)]
     values: NDArray[Any] = np.concatenate(strips)
     return Image.fromarray(_stretched(values) if values.dtype == np.float32 else values).convert("RGB")
+
+
+def cut_out(raster: Raster, x: int, y: int, size: int) -> Image.Image:
+    """A square of an image in mode RGB at its own resolution; smaller where it reaches over the edge.
+
+    Args:
+        raster: The image.
+        x: Left edge in pixels.
+        y: Upper edge in pixels.
+        size: Edge length in pixels.
+
+    Raises:
+        ImageDecodeError: It is damaged.
+    """
+    window = raster.read(x, y, min(size, raster.width - x), min(size, raster.height - y))
+    values = np.rint(window * 255).astype(np.uint8) if window.dtype == np.float32 else window
+    return Image.fromarray(values).convert("RGB")
 
 
 def _strip(raster: Raster, first: int, last: int, width: int, height: int) -> NDArray[np.uint8] | NDArray[np.float32]:

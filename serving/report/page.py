@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hqtl_common.bundle import ModelBundle
-from serving.report.selection import BINS, Choice, Selected
+from serving.report.heatmaps import SCALE
+from serving.report.results import name_of
+from serving.report.selection import BINS, OF_FILE, Choice, Place, Selected
 from serving.scoring.screen import printable
 
-__all__ = ["render_page"]
+__all__ = ["Illustration", "render_page"]
 
 
 def render_page(
-    summary: dict[str, Any], bundle: ModelBundle, selected: Selected, thumbnails: Callable[[Choice], str | None], misses: str | None
+    summary: dict[str, Any], bundle: ModelBundle, selected: Selected, illustrate: Callable[[Choice], Illustration], misses: str | None
 ) -> str:
     """The page as text.
 
@@ -23,7 +26,7 @@ def render_page(
         summary: Of the run.
         bundle: The model.
         selected: What the page shows.
-        thumbnails: The picture of an image as a data address.
+        illustrate: Gives the pictures of an image.
         misses: The picture of the misses as a data address; None without.
     """
     import jinja2
@@ -35,8 +38,14 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "count": lambda value: f"{value:,}", "name": printable, "number": _number}
-    worst = [(choice, thumbnails(choice)) for choice in selected.ordered(selected.worst)]
+    environment.filters |= {
+        "percent": _percent,
+        "count": lambda value: f"{value:,}",
+        "name": printable,
+        "number": _number,
+        "title": lambda row: printable(name_of(row)),
+    }
+    worst = [(choice, illustrate(choice)) for choice in selected.ordered(selected.worst)]
     return environment.get_template("inspection.html.j2").render(
         summary=summary,
         options=summary["options"],
@@ -48,10 +57,25 @@ def render_page(
         selected=selected,
         bars=_bars(selected.histogram),
         misses=misses,
+        scale=SCALE,
+        of_file=OF_FILE,
         failures=sum(summary["errors"].values()),
         cost={name: sum(item[name] for item in summary["executions"]) for name in ("num_jobs", "num_rows", "qpu_seconds")},
         sampled=any(item["shots"] for item in summary["executions"]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Illustration:
+    """Pictures of one image, as data addresses.
+
+    Args:
+        whole: The image, with its map where it has one; None where it cannot be read.
+        close: Its worst places, each with its picture.
+    """
+
+    whole: str | None
+    close: list[tuple[Place, str]]
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

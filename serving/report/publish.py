@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from hqtl_common.bundle import ModelBundle
+from hqtl_common.durable import replacing
 from hqtl_common.errors import ConfigError, HqtlError
 from serving.report.coco import CocoWriter
 from serving.report.geojson import FeatureWriter, GeoWriter
 from serving.report.heatmaps import MAP_EDGE, draw_map, map_name, png_of
 from serving.report.judgement import Judgement, draw_misses
-from serving.report.overview import overview
-from serving.report.page import render_page
-from serving.report.pictures import as_address, thumbnail
+from serving.report.originals import Originals
+from serving.report.overview import overview_of
+from serving.report.page import Illustration, render_page
+from serving.report.pictures import as_address, close_ups, thumbnail
 from serving.report.regions import Region, find_regions
 from serving.report.results import ImageResult, read_results
-from serving.report.selection import Selected
+from serving.report.selection import Choice, Selected
 from serving.report.tables import check_parquet, write_parquet
 from serving.report.truth import open_truth
 from serving.scoring.outcome import Outcome
@@ -161,22 +163,24 @@ class _Work:
     def run(self) -> State | None:
         """The state with the truth's figures; None if it was stopped."""
         try:
-            return self._run()
+            folder = Path(self.state.folder)
+            with Originals(folder) as originals, Originals(self.outputs.truth or folder) as masks:
+                return self._run(originals, masks)
         except _StoppedError:
             return None
 
-    def _run(self) -> State:
+    def _run(self, originals: Originals, masks: Originals) -> State:
         positive = self.bundle.manifest.positive_label
         folder, truth = Path(self.state.folder), self.outputs.truth
-        judgement = None if truth is None else Judgement(open_truth(truth, folder, self.bundle.labels, positive), positive)
+        judgement = None if truth is None else Judgement(open_truth(truth, folder, self.bundle.labels, positive, masks), positive)
         selected = Selected(positive)
         with ExitStack() as stack:
-            documents = self._documents(stack, folder, positive) if self.outputs.report else []
+            documents = self._documents(stack, originals, positive) if self.outputs.report else []
             for image in read_results(self.out):
                 if self.should_stop():
                     raise _StoppedError  # what is half written goes away
                 regions = find_regions(image.grid, image.marked(positive)) if image.tiles else []
-                map_file = self._map(image, regions, folder, positive)
+                map_file = self._map(image, regions, originals, positive)
                 selected.add(image, map_file)
                 if judgement is not None:
                     judgement.add(image)
@@ -186,34 +190,35 @@ class _Work:
         state = self.state.model_copy(update={"truth": figures})
         if self.outputs.parquet:
             self._tables()
-        misses = None if judgement is None else self._misses(judgement, folder)
+        misses = None if judgement is None else self._misses(judgement, originals)
         if self.outputs.report:
-            self._page(state, selected, folder, misses)
+            self._page(state, selected, originals, misses)
         return state
 
-    def _documents(self, stack: ExitStack, folder: Path, positive: str) -> list[GeoWriter | CocoWriter]:
+    def _documents(self, stack: ExitStack, originals: Originals, positive: str) -> list[GeoWriter | CocoWriter]:
         produced = {"bundle_sha256": self.state.bundle_sha256, "options": self.state.options.model_dump(), "versions": self.state.versions}
         coordinates = "x to the right and y down in pixels of the upright image; no position on the ground"
         world = FeatureWriter(stack.enter_context(_replacing(self.out / WORLD)), {"hqtl": produced})
         pixels = FeatureWriter(stack.enter_context(_replacing(self.out / PIXELS)), {"hqtl": produced, "hqtl_coordinates": coordinates})
-        spare = stack.enter_context(_scratch(self.out / f"{COCO}.images.tmp"))
+        spare = stack.enter_context(_scratch(self.out / f".{COCO}.images.partial"))
         coco = CocoWriter(stack.enter_context(_replacing(self.out / COCO)), spare, positive, produced)
         for document in (world, pixels, coco):
             stack.callback(document.finish)
-        return [GeoWriter(folder, world, pixels, positive), coco]
+        return [GeoWriter(originals, world, pixels, positive), coco]
 
-    def _map(self, image: ImageResult, regions: list[Region], folder: Path, positive: str) -> str | None:
+    def _map(self, image: ImageResult, regions: list[Region], originals: Originals, positive: str) -> str | None:
         """The file of the image's map, drawn unless it stands there from an earlier time; None for a duplicate or a single tile."""
         if not self.outputs.maps or len(image.tiles) < 2:
             return None
-        name = f"{MAPS}/{map_name(image.number, image.path)}"
+        name = f"{MAPS}/{map_name(image.number, image.name)}"
         path = self.out / name
         if path.exists():
             return name
         try:
-            picture = overview(folder / image.path, MAP_EDGE)
+            with originals.open(image.row) as raster:
+                picture = overview_of(raster, MAP_EDGE)
         except HqtlError as error:
-            self.tell(f"no map of {image.path!r}: {error}")
+            self.tell(f"no map of {image.name!r}: {error}")
             return None
         threshold = self.state.options.threshold
         drawn = draw_map(picture, image.grid, image.scores(positive), regions, positive, threshold)
@@ -222,23 +227,29 @@ class _Work:
         replace_file(path, png_of(drawn))
         return name
 
-    def _misses(self, judgement: Judgement, folder: Path) -> str | None:
-        picture = draw_misses(judgement, folder)
+    def _misses(self, judgement: Judgement, originals: Originals) -> str | None:
+        picture = draw_misses(judgement, originals)
         if picture is None:
             (self.out / MISSES).unlink(missing_ok=True)  # of an earlier truth
             return None
         replace_file(self.out / MISSES, png_of(picture))
         return as_address(picture)
 
-    def _page(self, state: State, selected: Selected, folder: Path, misses: str | None) -> None:
+    def _page(self, state: State, selected: Selected, originals: Originals, misses: str | None) -> None:
         page = render_page(
             summary_of(state, self.bundle.labels),
             self.bundle,
             selected,
-            lambda choice: thumbnail(folder / choice.row["path"], None if choice.map_file is None else self.out / choice.map_file),
+            lambda choice: self._illustrated(choice, originals),
             misses,
         )
         replace_file(self.out / PAGE, page.encode("utf-8", "backslashreplace"))
+
+    def _illustrated(self, choice: Choice, originals: Originals) -> Illustration:
+        map_path = None if choice.map_file is None else self.out / choice.map_file
+        tiles = choice.row["tiles"] or {"count": 0}
+        close = close_ups(originals.open(choice.row), choice.places, tiles["size"]) if tiles["count"] > 1 else []
+        return Illustration(thumbnail(originals.open(choice.row), map_path), close)
 
     def _tables(self) -> None:
         labels, head = self.bundle.labels, self.bundle.head
@@ -250,10 +261,8 @@ class _Work:
             self._table(_TILES, (dict(zip(tile, tile_values(row, labels, head), strict=True)) for row in tiles), tile)
 
     def _table(self, name: str, rows: Iterator[dict[str, Any]], columns: list[str]) -> None:
-        staging = self.out / f"{name}.tmp"
-        with output_errors(self.out / name):
+        with output_errors(self.out / name), replacing(self.out / name) as staging:
             write_parquet(staging, rows, columns)
-            staging.replace(self.out / name)
 
 
 def _made(out: Path) -> tuple[str, ...]:
@@ -264,16 +273,8 @@ def _made(out: Path) -> tuple[str, ...]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[str]]:
     """A file that takes its place when the block ends well."""
-    staging = path.with_name(f"{path.name}.tmp")
-    with output_errors(path):
-        try:
-            with staging.open("w+", encoding="ascii") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
+    with output_errors(path), replacing(path) as staging, staging.open("w+", encoding="ascii") as file:
+        yield file
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from hqtl_common.errors import InputError
 from hqtl_common.tiles import TileGrid
+from serving.scoring.rows import part_text
 from serving.scoring.state import JSONL, TILES
 from serving.scoring.tile_pixels import grid_of
 
-__all__ = ["ImageResult", "read_results"]
+__all__ = ["ImageResult", "name_of", "read_results"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class ImageResult:
     """One image of a run.
 
     Args:
-        number: Its place among all files, from 1.
+        number: Its place among all rows, from 1.
         row: Its row.
         tiles: Rows of its tiles; empty where it was scored whole, failed, or is a duplicate.
     """
@@ -38,6 +39,11 @@ class ImageResult:
     def path(self) -> str:
         """Relative path; bytes that are not UTF-8 are surrogates."""
         return str(self.row["path"])
+
+    @property
+    def name(self) -> str:
+        """The path, and which part of the file it is."""
+        return name_of(self.row)
 
     @property
     def answered(self) -> bool:
@@ -61,6 +67,12 @@ class ImageResult:
     def marked(self, positive: str) -> NDArray[np.bool_]:
         """Which tiles have the positive label, (T,)."""
         return np.array([tile["label"] == positive for tile in self.tiles], dtype=np.bool_)
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """What a row is about: the path of its file and, where it holds several pictures, which one it is."""
+    kind = row.get("part_kind")
+    return str(row["path"]) if kind is None else f"{row['path']}, {part_text(kind, row['part'], row['time_s'])}"
 
 
 def read_results(out: Path) -> Iterator[ImageResult]:

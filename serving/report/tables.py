@@ -16,8 +16,10 @@ __all__ = ["check_parquet", "write_parquet"]
 
 _ROWS = 5_000  # of a row group
 
-_TEXTS = frozenset({"path", "label", "backend", "calibration", "sha256", "taken", "duplicate_of", "error_code", "error_message"})
-_NUMBERS = frozenset({"shots", "seed", "width", "height", "x", "y"})
+_TEXTS = frozenset(
+    {"path", "label", "backend", "calibration", "sha256", "taken", "duplicate_of", "error_code", "error_message", "part_kind"}
+)
+_NUMBERS = frozenset({"shots", "seed", "width", "height", "x", "y", "part"})
 
 
 def check_parquet() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from hqtl_common.errors import ConfigError, InputError
 from hqtl_common.preprocess import IMAGE_SUFFIXES
-from hqtl_common.rasters import Raster, Window, open_raster
+from hqtl_common.rasters import Raster, Window
+from serving.report.originals import Originals
 from serving.report.results import ImageResult
 from serving.scoring.listing import Walk
 
@@ -21,6 +23,7 @@ CRACK_PIXELS = 80  # of a tile of 224 × 224, as in hqtl-train data cut; scaled 
 _CRACK_VALUE = 128  # mask values from here on are crack pixels …
 _CLEAR_VALUE = 32  # … and below here none; what lies between decides nothing
 _ENDINGS = ("_mask", "-mask", "_label", "_gt")
+_NAME = re.compile(rb"(\.nii\.gz|\.[^./]*)\Z", re.IGNORECASE)  # how the name of a file ends
 _ROWS = 1 << 22  # pixels of a mask that are read at a time where there are no tiles
 
 
@@ -40,6 +43,8 @@ class ClassTruth:
 
     def of_image(self, image: ImageResult) -> tuple[bool | None, list[bool | None]] | None:
         """See :class:`Truth`."""
+        if image.row.get("part_kind") is not None:
+            return None  # what holds of a video need not hold of each frame
         path = os.fsencode(image.path)
         first = path.partition(b"/")[0]
         found = {first} & set(self._labels) if os.path.lexists(self._root + b"/" + path) else set()
@@ -53,6 +58,7 @@ class MaskTruth:
     Args:
         root: The folder of the masks.
         folder: The folder of the images; a file is never its own mask.
+        originals: Opens what lies in ``root``.
 
     Raises:
         InputError: The folder cannot be read.
@@ -60,9 +66,9 @@ class MaskTruth:
 
     kind = "masks"
 
-    def __init__(self, root: Path, folder: Path) -> None:
-        self._root, self._same = root, root.samefile(folder)
-        self._masks = {os.fsdecode(path.rpartition(b".")[0]): path for path in Walk(root, suffixes=IMAGE_SUFFIXES)}
+    def __init__(self, root: Path, folder: Path, originals: Originals | None = None) -> None:
+        self._originals, self._same = originals or Originals(root), root.samefile(folder)
+        self._masks = {os.fsdecode(_NAME.sub(b"", path)): path for path in Walk(root, suffixes=IMAGE_SUFFIXES)}
 
     def of_image(self, image: ImageResult) -> tuple[bool | None, list[bool | None]] | None:
         """See :class:`Truth`.
@@ -70,15 +76,21 @@ class MaskTruth:
         Raises:
             InputError: The mask has another size than the image, or cannot be read.
         """
-        name = os.fsdecode(os.fsencode(image.path).rpartition(b".")[0])
+        kind = image.row.get("part_kind")
+        if kind == "frame":
+            raise InputError(f"{image.path!r}: frames of a video cannot be compared with masks; save them as images")
+        name = os.fsdecode(_NAME.sub(b"", os.fsencode(image.path)))
         names = [name + ending for ending in _ENDINGS] + ([] if self._same else [name])
         mask = next((self._masks[known] for known in names if known in self._masks), None)
         if mask is None:
             return None
-        with open_raster(self._root / os.fsdecode(mask)) as raster:
+        part = {} if kind is None else {"part_kind": "page", "part": image.row["part"]}
+        with self._originals.open({"path": os.fsdecode(mask), **part}) as raster:
+            if kind is None and raster.num_pages > 1:
+                raise InputError(f"{image.path!r} is one image, its mask {os.fsdecode(mask)!r} has {raster.num_pages} pages")
             if (raster.width, raster.height) != (image.row["width"], image.row["height"]):
                 raise InputError(
-                    f"{image.path!r} has {image.row['width']} × {image.row['height']} pixels, its mask {raster.width} × {raster.height}"
+                    f"{image.name!r} has {image.row['width']} × {image.row['height']} pixels, its mask {raster.width} × {raster.height}"
                 )
             return _decided(*_counts_of_all(raster), CRACK_PIXELS), _tile_truths(raster, image)
 
@@ -86,7 +98,7 @@ class MaskTruth:
 Truth = ClassTruth | MaskTruth  # of_image gives whether an image is positive (None: undecided) and the same per tile; None without truth
 
 
-def open_truth(path: Path, folder: Path, labels: Sequence[str], positive: str) -> Truth:
+def open_truth(path: Path, folder: Path, labels: Sequence[str], positive: str, originals: Originals | None = None) -> Truth:
     """Class folders where ``path`` holds one for every label, else masks.
 
     Args:
@@ -94,6 +106,7 @@ def open_truth(path: Path, folder: Path, labels: Sequence[str], positive: str) -
         folder: The scored folder.
         labels: The bundle's.
         positive: The positive label.
+        originals: Opens what lies in ``path``.
 
     Raises:
         ConfigError: No such folder.
@@ -102,7 +115,7 @@ def open_truth(path: Path, folder: Path, labels: Sequence[str], positive: str) -
         raise ConfigError(f"expected a folder of masks, or of one folder per class ({', '.join(labels)}); got {str(path)!r}")
     if all((path / label).is_dir() for label in labels):
         return ClassTruth(path, labels, positive)
-    return MaskTruth(path, folder)
+    return MaskTruth(path, folder, originals)
 
 
 def _tile_truths(raster: Raster, image: ImageResult) -> list[bool | None]:

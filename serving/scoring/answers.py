@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hqtl_common.records import ExecutionRecord, Prediction
 from hqtl_common.tiles import TileGrid
 
-__all__ = ["Answer", "Duplicate", "Facts", "Failure", "ScoredChunk", "Tiled"]
+__all__ = ["Answer", "Duplicate", "Facts", "Failure", "PartKind", "ScoredChunk", "StackPart", "Tiled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,31 @@ class Duplicate:
 
 
 Answer = Prediction | Failure | Duplicate
+PartKind = Literal["frame", "page", "slice"]
+
+
+@dataclass(frozen=True, slots=True)
+class StackPart:
+    """Which part of a video, a TIFF of several pages or a volume a row is about.
+
+    Args:
+        kind: What it is.
+        index: Which one in the file, counted from 0; None where that is not known.
+        time_s: Seconds from the first frame; None but for a frame.
+        number: Its place among the rows of the file, counted from 0.
+        count: Rows of the file.
+    """
+
+    kind: PartKind
+    index: int | None
+    time_s: float | None
+    number: int
+    count: int
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is the last one of its file."""
+        return self.number + 1 == self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +98,18 @@ class Tiled:
 
 @dataclass(frozen=True, slots=True)
 class ScoredChunk:
-    """The files of one evaluation of the head.
+    """The pictures of one evaluation of the head: files, or parts of files.
 
     Args:
-        paths: Relative paths.
+        paths: Relative paths; one per picture.
         answers: One per path.
         execution: What ran the head; None where no file of the chunk could be read.
         listing_end: Where the chunk ends in the list, bytes.
         facts: One per path, or empty.
         tiled: The tiles of each path, None where it has none; empty where images are scored whole.
         refined: What ran the head again for answers in doubt; None where nothing did.
+        stack: Which part of its file each picture is, None for a file of one picture; empty where all are.
+        ends: Whether the chunk of files that was planned ends here; else its next pictures follow.
     """
 
     paths: tuple[bytes, ...]
@@ -91,3 +119,5 @@ class ScoredChunk:
     facts: tuple[Facts, ...] = ()
     tiled: tuple[Tiled | None, ...] = ()
     refined: ExecutionRecord | None = None
+    stack: tuple[StackPart | None, ...] = ()
+    ends: bool = True

@@ -1,79 +1,40 @@
-"""What a photograph says about itself: its size, and by EXIF when and where it was taken."""
+"""What is known of a file before it is scored: which bytes it holds, and what they say about themselves."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import io
-import math
-from collections.abc import Sequence
-from contextlib import suppress
-from datetime import datetime
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from PIL import ExifTags, Image
-
-from hqtl_common.preprocess import FORMATS
+from serving.photo_header import PhotoHeader, header_of
 from serving.scoring.answers import Facts
 
-__all__ = ["facts_of"]
+__all__ = ["facts_of", "hash_of", "with_header"]
 
 _BLOCK = 1 << 20
-_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 
 
 def facts_of(source: bytes | BinaryIO) -> Facts:
-    """Read from the header only; what cannot be read is None, never an error.
+    """Everything; what cannot be read is None, never an error.
 
     Args:
         source: An encoded image, or a file that holds one; the file is read from its start and left anywhere.
     """
-    sha256 = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else _hash_of(source)
-    with suppress(Exception), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-        exif = image.getexif()
-        turned = exif.get(ExifTags.Base.Orientation) in _TURNED
-        width, height = image.size[::-1] if turned else image.size
-        longitude, latitude = _position(exif.get_ifd(ExifTags.IFD.GPSInfo))
-        return Facts(sha256, width, height, _taken(exif), longitude, latitude)
-    return Facts(sha256)
+    return with_header(Facts(hash_of(source)), header_of(source))
 
 
-def _hash_of(file: BinaryIO) -> str:
+def hash_of(source: bytes | BinaryIO) -> str:
+    """SHA-256, hexadecimal; of a file a block at a time, and it is left at its start."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
     digest = hashlib.sha256()
-    file.seek(0)
-    while block := file.read(_BLOCK):
+    source.seek(0)
+    while block := source.read(_BLOCK):
         digest.update(block)
-    file.seek(0)
+    source.seek(0)
     return digest.hexdigest()
 
 
-def _taken(exif: Image.Exif) -> str | None:
-    """Source: CIPA DC-008 (Exif 2.32), DateTimeOriginal and OffsetTimeOriginal."""
-    inner = exif.get_ifd(ExifTags.IFD.Exif)
-    when = inner.get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
-    offset = str(inner.get(ExifTags.Base.OffsetTimeOriginal) or "").strip("\0 ")
-    with suppress(ValueError, TypeError):
-        taken = datetime.strptime(str(when).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()
-        with suppress(ValueError):
-            return datetime.fromisoformat(taken + offset).isoformat()
-        return taken
-    return None
-
-
-def _position(gps: dict[int, Any]) -> tuple[float, float] | tuple[None, None]:
-    """Longitude and latitude."""
-    with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
-        latitude = _degrees(gps[ExifTags.GPS.GPSLatitude], gps[ExifTags.GPS.GPSLatitudeRef], "NS")
-        longitude = _degrees(gps[ExifTags.GPS.GPSLongitude], gps[ExifTags.GPS.GPSLongitudeRef], "EW")
-        if abs(latitude) <= 90 and abs(longitude) <= 180:
-            return longitude, latitude
-    return None, None
-
-
-def _degrees(parts: Sequence[Any], reference: object, signs: str) -> float:
-    """Degrees, minutes, seconds → degrees; the second letter of ``signs`` is negative."""
-    letter = reference.decode("ascii", "replace") if isinstance(reference, bytes) else str(reference)
-    degrees, minutes, seconds = (float(part) for part in parts)
-    value = (degrees + minutes / 60 + seconds / 3600) * (1, -1)[signs.index(letter[:1])]
-    if not math.isfinite(value):
-        raise ValueError("not a finite number")
-    return round(value, 9)
+def with_header(facts: Facts, header: PhotoHeader) -> Facts:
+    """The facts with what the file says about itself."""
+    return dataclasses.replace(facts, **dataclasses.asdict(header))

@@ -6,59 +6,37 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from hqtl_common import __version__
+from hqtl_common.backends.base import Backend
 from hqtl_common.backends.opening import Limits
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.classifier import HybridClassifier
 from hqtl_common.errors import ConfigError, InputError
-from hqtl_common.manifest import MANIFEST
-from hqtl_common.preprocess import MAX_BYTES, MAX_PIXELS, suffixes_of
-from hqtl_common.stages import available_cores
-from serving.decoder import DecoderPool
-from serving.decoder_process import Job
-from serving.scoring.answers import ScoredChunk
+from hqtl_common.providers import CPU
+from serving.scoring.engines import engine_of
+from serving.scoring.half_done import HalfDone
 from serving.scoring.heads import HeadRunner
-from serving.scoring.listing import LISTING, Batch, Selection, Walk, plan_batches, unlisted, write_segment
-from serving.scoring.options import Options, Request, open_engine, open_refiner, resolve
+from serving.scoring.listing import LISTING, Selection, Walk, plan_batches, unlisted, write_segment
+from serving.scoring.local_engine import with_decoders
+from serving.scoring.options import Request, open_engine, open_refiner, resolve
 from serving.scoring.outcome import Outcome
 from serving.scoring.outputs import ResultWriter
-from serving.scoring.pipeline import Decoder, score_batches
 from serving.scoring.progress import Reporter, Silent
+from serving.scoring.run import Run, Where, bundle_hash
 from serving.scoring.seen import Seen
+from serving.scoring.stacks import suffixes_scored
 from serving.scoring.state import SUMMARY, State, holds_only_a_start, load_state, save_state
 from serving.scoring.storage import locked, output_errors
 from serving.scoring.summary import summary_of, write_summary
-from serving.scoring.tile_pixels import Cut
-from serving.scoring.tiled import TileReader, score_tiled
 
-__all__ = ["score_folder"]
-
-_DECODE_SECONDS = 600.0  # of one image; far beyond what any sound one takes, so that a busy machine gives the same rows
+__all__ = ["outcome_of", "output_folder", "recorded_run", "score_folder"]
 
 
 class _StoppedError(Exception):
     """The caller asked to stop while files were being listed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What stays the same from the beginning of a run to its end."""
-
-    folder: Path
-    out: Path
-    bundle: ModelBundle
-    options: Options
-    workers: int
-    reporter: Reporter
-    should_stop: Callable[[], bool]
-    limits: Limits | None
-    isolated: bool
 
 
 def score_folder(
@@ -73,6 +51,9 @@ def score_folder(
     should_stop: Callable[[], bool] = lambda: False,
     limits: Limits | None = None,
     isolated: bool = False,
+    engine: str = "local",
+    ray_address: str | None = None,
+    providers: Sequence[str] = CPU,
 ) -> Outcome:
     """Write one row per image below ``folder`` to ``scores.jsonl`` and ``scores.csv`` in ``out``.
 
@@ -82,11 +63,14 @@ def score_folder(
         out: Folder of the results; missing or empty unless ``resume``.
         request: Options that decide the answers.
         resume: Go on with the run recorded in ``out``; where none was started, start one.
-        workers: Threads that decode (default: the cores this process may use).
+        workers: How much is done at once (default: as many files are decoded as this process may use cores).
         reporter: What is told meanwhile (default: nothing).
         should_stop: Asked after every chunk; True ends the run there, to be resumed later.
         limits: What may be spent on a paid backend.
         isolated: Decode in processes of their own, so that an image that crashes the decoder costs only its row.
+        engine: Where the work is done, see :mod:`serving.scoring.engines`; every one gives the same files, and a run may change it.
+        ray_address: Of a Ray cluster; None: $RAY_ADDRESS, else one is started on this machine.
+        providers: Where the backbone computes, see :data:`hqtl_common.providers.PROVIDERS`; the preferred one first.
 
     Raises:
         ConfigError: An option cannot be used, differs from the recorded one, or ``out`` is not empty or in use.
@@ -97,16 +81,17 @@ def score_folder(
     """
     model = ModelBundle.load(bundle)
     folder, out = _absolute(folder), _absolute(out)
+    engine_of(engine).check(where := Where(engine, workers, isolated, ray_address, tuple(providers)))
     if not folder.is_dir():
         raise InputError(f"expected a folder of images; {str(folder)!r} is not a folder")
-    with _output_folder(out, folder):
-        recorded = _recorded(out, resume)
+    with output_folder(out, folder):
+        recorded = recorded_run(out, resume)
         options = resolve(request or Request(), model, recorded.options if recorded else None)
-        run = _Run(folder, out, model, options, workers or available_cores(), reporter or Silent(), should_stop, limits, isolated)
+        run = Run(folder, out, model, options, where, reporter or Silent(), should_stop, limits)
         return _go(run, recorded)
 
 
-def _go(run: _Run, recorded: State | None) -> Outcome:
+def _go(run: Run, recorded: State | None) -> Outcome:
     started = time.monotonic()
     state = recorded or _new_state(run)
     if recorded:
@@ -117,15 +102,33 @@ def _go(run: _Run, recorded: State | None) -> Outcome:
             state = _work(run, state)
     except _StoppedError:
         pass
-    summary = summary_of(state, run.bundle.labels)
     if state.complete:
-        write_summary(run.out, summary)
+        HalfDone(run.out).remove()
+    return outcome_of(run.out, state, recorded, run.bundle.labels, started)
+
+
+def outcome_of(out: Path, state: State, recorded: State | None, labels: Sequence[str], started: float) -> Outcome:
+    """Where a run stands; the summary of a complete one is written.
+
+    Args:
+        out: The output folder.
+        state: Its record now.
+        recorded: Its record before; None for a new run.
+        labels: The bundle's.
+        started: ``time.monotonic()`` of its start.
+
+    Raises:
+        OutputError: The file system refused.
+    """
+    summary = summary_of(state, labels)
+    if state.complete:
+        write_summary(out, summary)
     return Outcome(
-        out=run.out,
+        out=out,
         summary=summary,
         complete=state.complete,
-        done=state.position.files,
-        resumed_at=recorded.position.files if recorded else 0,
+        done=state.position.rows,
+        resumed_at=recorded.position.rows if recorded else 0,
         seconds=time.monotonic() - started,
         review=state.tally.review,
         strangers=state.tally.strangers,
@@ -133,19 +136,20 @@ def _go(run: _Run, recorded: State | None) -> Outcome:
     )
 
 
-def _scope(run: _Run) -> str:
+def _scope(run: Run) -> str:
     """What paid executions belong to: the same options on the same folder replay what was paid, wherever the results go."""
     what = json.dumps([run.bundle.manifest.model_dump(mode="json")["files"], run.options.model_dump(), str(run.folder)], sort_keys=True)
     return f"score-{hashlib.sha256(what.encode()).hexdigest()[:24]}"
 
 
-def _work(run: _Run, state: State) -> State:
+def _work(run: Run, state: State) -> State:
     backend = open_engine(run.options, run.limits, _scope(run))
     with ExitStack() as stack:
         stack.enter_context(closing(backend))
         if (refiner := open_refiner(run.options, run.limits, _scope(run))) is not None:
             stack.enter_context(closing(refiner))
-        classifier = stack.enter_context(HybridClassifier(run.bundle, backend, threshold=run.options.threshold))
+        run = stack.enter_context(with_decoders(run))
+        classifier = stack.enter_context(_open_classifier(run, backend))
         if backend.shots is not None and backend.seed is None:
             run.reporter.note(f"{backend.name} draws without a seed: another run gives other samples")
         if not state.segments:
@@ -157,13 +161,19 @@ def _work(run: _Run, state: State) -> State:
         return _score(run, state, HeadRunner(classifier, run.options.max_shots, refiner, run.options.refine_threshold))
 
 
-def _score(run: _Run, state: State, runner: HeadRunner) -> State:
+def _open_classifier(run: Run, backend: Backend) -> HybridClassifier:
+    options = run.options
+    return HybridClassifier(run.bundle, backend, threshold=options.threshold, providers=run.where.providers, max_batch=options.batch_size)
+
+
+def _score(run: Run, state: State, runner: HeadRunner) -> State:
     bundle, options, position = run.bundle, run.options, state.position
-    batches = plan_batches(run.out / LISTING, state.segments, position.listing, position.chunks, options.batch_size, options.chunk_size)
+    sizes = options.batch_size, options.chunk_size
+    batches = plan_batches(run.out / LISTING, state.segments, position.listing, position.chunks, *sizes, position.within)
     with (
-        closing(Seen(run.out, position.files)) as seen,
+        closing(Seen(run.out, position.files, started=position.within.part > 0)) as seen,
         ResultWriter(run.out, state, bundle.labels, bundle.head, seen, bundle.manifest.positive_label) as writer,
-        closing(_chunks(run, runner, batches, seen, position.files)) as chunks,
+        closing(engine_of(run.where.engine).chunks(run, runner, batches, seen, position.files)) as chunks,
     ):
         while not run.should_stop() and (chunk := next(chunks, None)):
             writer.append(chunk)
@@ -171,34 +181,7 @@ def _score(run: _Run, state: State, runner: HeadRunner) -> State:
     return writer.state
 
 
-def _chunks(run: _Run, runner: HeadRunner, batches: Iterator[Batch], seen: Seen, files: int) -> Generator[ScoredChunk, None, None]:
-    spec, options = run.bundle.preprocess, run.options
-    if options.tiles is not None:
-        cut = Cut(spec, options.tiles, options.stride, options.batch_size)
-        positive, quantile = run.bundle.manifest.positive_label, options.tile_quantile or 1.0
-        with TileReader(run.folder, cut, seen, files, isolated=run.isolated) as reader:
-            yield from score_tiled(runner, reader, batches, positive, quantile, run.should_stop, run.reporter.within)
-        return
-    with ExitStack() as stack:
-        pool = stack.enter_context(_decoders(run)) if run.isolated and spec.depth is None else None
-        decoder = stack.enter_context(Decoder(run.folder, spec, run.workers, pool))
-        yield from score_batches(runner, decoder, batches, seen, files)
-
-
-@contextmanager
-def _decoders(run: _Run) -> Iterator[DecoderPool | None]:
-    """Processes that decode; None, and a note, where the system does not grant them."""
-    try:
-        pool = DecoderPool(Job(run.bundle.preprocess, MAX_BYTES, MAX_PIXELS, _DECODE_SECONDS), run.workers)
-    except OSError as error:
-        run.reporter.note(f"images are decoded in this process, which a broken one may end: {error.strerror}")
-        yield None
-        return
-    with closing(pool):
-        yield pool
-
-
-def _look(run: _Run, state: State) -> State:
+def _look(run: Run, state: State) -> State:
     """List the files of the folder that are not listed yet, and record the list."""
 
     def found(files: int) -> None:
@@ -206,7 +189,7 @@ def _look(run: _Run, state: State) -> State:
         if run.should_stop():
             raise _StoppedError
 
-    walk = Walk(run.folder, exclude=run.out, suffixes=suffixes_of(run.bundle.preprocess))
+    walk = Walk(run.folder, exclude=run.out, suffixes=suffixes_scored(run.bundle.preprocess))
     listing = run.out / LISTING
     start = state.segments[-1].end if state.segments else 0
     selection = Selection(run.options.exclude, run.options.shard)
@@ -221,8 +204,13 @@ def _look(run: _Run, state: State) -> State:
 
 
 @contextmanager
-def _output_folder(out: Path, folder: Path) -> Iterator[None]:
-    """``out``, made if missing and held by this process; an empty one that was made here goes again if the body fails."""
+def output_folder(out: Path, folder: Path) -> Iterator[None]:
+    """``out``, made if missing and held by this process; an empty one that was made here goes again if the body fails.
+
+    Raises:
+        ConfigError: It is the folder of the images, no folder at all, or in use.
+        OutputError: The file system refused.
+    """
     if out.exists() and (not out.is_dir() or out.samefile(folder)):
         raise ConfigError(f"the output must be a folder of its own; got {str(out)!r}")
     made = not out.exists()
@@ -238,7 +226,13 @@ def _output_folder(out: Path, folder: Path) -> Iterator[None]:
         raise
 
 
-def _recorded(out: Path, resume: bool) -> State | None:
+def recorded_run(out: Path, resume: bool) -> State | None:
+    """The record of the run in an output folder to go on from, None for a new one.
+
+    Raises:
+        ConfigError: The folder is not empty, or holds something else.
+        InputError: The record cannot be used.
+    """
     if not resume:
         if any(out.iterdir()):
             raise ConfigError(f"{str(out)!r} is not empty; go on with its run by --resume, or give another output folder")
@@ -249,32 +243,21 @@ def _recorded(out: Path, resume: bool) -> State | None:
     return state
 
 
-def _new_state(run: _Run) -> State:
-    return State(folder=str(run.folder), bundle_sha256=_bundle_hash(run.bundle), versions=_versions(), options=run.options)
+def _new_state(run: Run) -> State:
+    return State(folder=str(run.folder), bundle_sha256=bundle_hash(run.bundle), versions=run.versions, options=run.options)
 
 
-def _check_same(state: State, run: _Run) -> None:
+def _check_same(state: State, run: Run) -> None:
     if state.folder != str(run.folder):
         raise ConfigError(f"the run was started on the folder {state.folder!r}, now: {str(run.folder)!r}; give another output folder")
-    found = _bundle_hash(run.bundle)
+    found = bundle_hash(run.bundle)
     if state.bundle_sha256 != found:
         raise ConfigError(
             f"the run was started with another bundle (manifest SHA-256 recorded: {state.bundle_sha256[:12]}…, now: {found[:12]}…); "
             "give that one, or another output folder"
         )
-    if state.versions != _versions():
-        run.reporter.note(f"the run was started with {state.versions}, now: {_versions()}; the last digits of the new rows may differ")
-
-
-def _bundle_hash(bundle: ModelBundle) -> str:
-    try:
-        return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {MANIFEST} of the bundle {str(bundle.path)!r}: {error.strerror}") from error
-
-
-def _versions() -> dict[str, str]:
-    return {"hqtl": __version__, **{name: version(name) for name in ("numpy", "onnxruntime", "pillow")}}
+    if state.versions != (now := run.versions):
+        run.reporter.note(f"the run was started with {state.versions}, now: {now}; the last digits of the new rows may differ")
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

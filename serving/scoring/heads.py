@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,17 +61,31 @@ class HeadRunner:
         """
         if not parts:
             return [], None, None
-        answers, execution = self._evaluate(parts, stream, max_shots=self.max_shots)
+        first = self.evaluate(parts, stream)
+        answers, execution = first.predictions(), first.execution
         doubtful = [index for index, answer in enumerate(answers) if answer.margin < 0]
         if self.refiner is None or not doubtful:
             return answers, execution, None
-        again, refined = self._evaluate([parts[index] for index in doubtful], stream, backend=self.refiner, threshold=self.refine_threshold)
-        for index, answer in zip(doubtful, again, strict=True):
+        again = self.classifier.run(
+            _batch_of([parts[index] for index in doubtful]), stream=stream, backend=self.refiner, threshold=self.refine_threshold
+        )
+        for index, answer in zip(doubtful, again.predictions(), strict=True):
             answers[index] = answer
-        return answers, execution, refined
+        return answers, execution, again.execution
 
-    def _evaluate(self, parts: Sequence[Part], stream: int, **options: Any) -> tuple[list[Prediction], ExecutionRecord | None]:
-        known = [part.familiarity for part in parts if part.familiarity is not None]
-        batch = InferenceBatch(angles=np.stack([part.angles for part in parts]), familiarity=np.stack(known) if known else None)
-        result = self.classifier.run(batch, stream=stream, **options)
-        return result.predictions(), result.execution
+    def evaluate(self, parts: Sequence[Part], stream: int) -> InferenceBatch:
+        """The first answers, all stages of them.
+
+        Args:
+            parts: What the head needs; at least one.
+            stream: Which independent noise to draw.
+
+        Raises:
+            BackendError: The head could not be run.
+        """
+        return self.classifier.run(_batch_of(parts), stream=stream, max_shots=self.max_shots)
+
+
+def _batch_of(parts: Sequence[Part]) -> InferenceBatch:
+    known = [part.familiarity for part in parts if part.familiarity is not None]
+    return InferenceBatch(angles=np.stack([part.angles for part in parts]), familiarity=np.stack(known) if known else None)

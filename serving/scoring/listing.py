@@ -20,7 +20,7 @@ from hqtl_common.errors import ConfigError, InputError
 from hqtl_common.preprocess import IMAGE_SUFFIXES
 from serving.scoring.storage import open_at, output_errors, write_all
 
-__all__ = ["LISTING", "Batch", "Segment", "Selection", "Walk", "plan_batches", "read_paths", "unlisted", "write_segment"]
+__all__ = ["LISTING", "Batch", "Done", "Segment", "Selection", "Walk", "plan_batches", "read_paths", "unlisted", "write_segment"]
 
 LISTING = "listing.nul"
 
@@ -49,12 +49,31 @@ class Batch:
         paths: Relative paths.
         ends_chunk: True for the last batch of its chunk.
         listing_end: Where the chunk ends in the list, bytes.
+        part: How many pictures of the first file are done.
+        piece: How many pieces of the chunk are done.
     """
 
     chunk: int
     paths: tuple[bytes, ...]
     ends_chunk: bool
     listing_end: int
+    part: int = 0
+    piece: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What is done of a chunk that a run was stopped in.
+
+    Args:
+        files: Whole files.
+        part: Pictures of the next file.
+        pieces: Evaluations of the head.
+    """
+
+    files: int = 0
+    part: int = 0
+    pieces: int = 0
 
 
 class Selection:
@@ -215,7 +234,9 @@ def unlisted(found: Iterable[bytes], listing: Path, segments: Sequence[Segment])
             yield path
 
 
-def plan_batches(listing: Path, segments: Sequence[Segment], start: int, chunk: int, batch_size: int, chunk_size: int) -> Iterator[Batch]:
+def plan_batches(
+    listing: Path, segments: Sequence[Segment], start: int, chunk: int, batch_size: int, chunk_size: int, done: Done = Done()
+) -> Iterator[Batch]:
     """Cut the list into chunks, and chunks into batches. Chunks do not cross segments, so the cut never depends on where a run stopped.
 
     Args:
@@ -225,6 +246,7 @@ def plan_batches(listing: Path, segments: Sequence[Segment], start: int, chunk: 
         chunk: Number of chunks before ``start``.
         batch_size: Files per batch.
         chunk_size: Files per chunk.
+        done: What is left out of the first chunk.
 
     Raises:
         InputError: See :func:`read_paths`.
@@ -233,7 +255,8 @@ def plan_batches(listing: Path, segments: Sequence[Segment], start: int, chunk: 
         paths = read_paths(listing, start, segment.end) if start < segment.end else iter(())
         while files := tuple(islice(paths, chunk_size)):
             start += sum(len(path) + 1 for path in files)
+            files = files[done.files :]
             for first in range(0, len(files), batch_size):
                 last = first + batch_size
-                yield Batch(chunk, files[first:last], last >= len(files), start)
-            chunk += 1
+                yield Batch(chunk, files[first:last], last >= len(files), start, 0 if first else done.part, done.pieces)
+            chunk, done = chunk + 1, Done()

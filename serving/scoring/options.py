@@ -15,6 +15,7 @@ from hqtl_common.backends.opening import Limits, open_backend
 from hqtl_common.bundle import ModelBundle
 from hqtl_common.classifier import applied_calibration
 from hqtl_common.errors import ConfigError, HqtlError
+from hqtl_common.frame_choice import Every
 from serving.scoring.listing import Selection
 
 __all__ = ["DEFAULT_BACKEND", "DEFAULT_BATCH_SIZE", "Options", "Request", "open_engine", "open_refiner", "resolve"]
@@ -46,6 +47,8 @@ class Request:
             :func:`serving.scoring.tiled.deciding_tile`.
         refine_with: A backend that finds answers in doubt again.
         refine_shots: Its repetitions (default: its own).
+        refine_options: Options of that backend by its own names.
+        every: Which frames of videos are looked at, every n-th (``10``) or one per span of time (``2s``) (default: one per second).
         exclude: Patterns of relative paths that are left out.
         shard: ``i/n``: only the i-th of n parts of the images.
     """
@@ -63,6 +66,8 @@ class Request:
     tile_quantile: float | None = None
     refine_with: str | None = None
     refine_shots: int | None = None
+    refine_options: dict[str, Any] | None = None
+    every: str | None = None
     exclude: tuple[str, ...] | None = None
     shard: str | None = None
 
@@ -85,7 +90,9 @@ class Options(BaseModel):
     tile_quantile: Annotated[float | None, Field(gt=0, le=1)] = None
     refine_with: str | None = None
     refine_shots: Annotated[int | None, Field(ge=1)] = None
+    refine_options: dict[str, Any] = {}
     refine_threshold: float | None = None
+    every: str | None = None
     exclude: tuple[str, ...] = ()
     shard: str | None = None
 
@@ -130,6 +137,9 @@ def _with_defaults(request: Request, bundle: ModelBundle) -> Options:
         if size < 1:
             raise ConfigError(f"{name} must be at least 1; got {size}")
     _check_tiles(request, bundle)
+    Every.parse(request.every)
+    if request.every is not None and bundle.preprocess.depth is not None:
+        raise ConfigError("frames are chosen of videos; the bundle reads volumes: leave out --every")
     Selection(request.exclude or (), request.shard)
     return Options(
         backend=request.backend or DEFAULT_BACKEND,
@@ -145,7 +155,9 @@ def _with_defaults(request: Request, bundle: ModelBundle) -> Options:
         tile_quantile=None if whole else 1.0 if request.tile_quantile is None else request.tile_quantile,
         refine_with=request.refine_with,
         refine_shots=request.refine_shots,
+        refine_options=request.refine_options or {},
         refine_threshold=_refine_threshold(request, bundle),
+        every=request.every,
         exclude=request.exclude or (),
         shard=request.shard,
     )
@@ -160,7 +172,14 @@ def open_refiner(options: Options, limits: Limits | None, scope: str) -> Backend
     """
     if options.refine_with is None:
         return None
-    return open_backend(options.refine_with, shots=options.refine_shots, seed=options.seed or 0, limits=limits, scope=f"{scope}-refined")
+    return open_backend(
+        options.refine_with,
+        shots=options.refine_shots,
+        seed=options.seed or 0,
+        options=options.refine_options,
+        limits=limits,
+        scope=f"{scope}-refined",
+    )
 
 
 def open_engine(options: Options, limits: Limits | None, scope: str) -> Backend:
@@ -206,12 +225,12 @@ def _check_tiles(request: Request, bundle: ModelBundle) -> None:
 
 def _refine_threshold(request: Request, bundle: ModelBundle) -> float | None:
     if request.refine_with is None:
-        if request.refine_shots is not None:
-            raise ConfigError("--refine-shots needs --refine-with")
+        if request.refine_shots is not None or request.refine_options:
+            raise ConfigError("--refine-shots and --refine-option need --refine-with")
         return None
     if backend_capabilities(request.backend or DEFAULT_BACKEND).paid:
         raise ConfigError(f"--refine-with comes after a free backend; {request.backend!r} costs money or queues for every answer already")
-    again = dataclasses.replace(request, backend=request.refine_with, shots=request.refine_shots, backend_options=None)
+    again = dataclasses.replace(request, backend=request.refine_with, shots=request.refine_shots, backend_options=request.refine_options)
     return _default_threshold(again, bundle) if request.threshold is None else request.threshold
 
 

@@ -1,14 +1,14 @@
-"""Files → answers: decoded by threads a few batches ahead, the backbone per batch, the head once per chunk.
+"""Files → what the head needs of them: decoded by threads a few batches ahead, the backbone per batch.
 
 What is in memory does not depend on the number of files: the pixels of the batches ahead, and the angles of one chunk.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import re
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,29 +19,38 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hqtl_common.errors import HqtlError, ImageDecodeError
-from hqtl_common.preprocess import preprocess, read_file
+from hqtl_common.classifier import HybridClassifier
+from hqtl_common.errors import InputError
+from hqtl_common.preprocess import open_regular_file, preprocess, read_file
 from hqtl_common.specs import PreprocessSpec
-from serving.decoder import DecoderPool
+from hqtl_common.tiles import TileGrid
+from serving.decoder import DecoderPool, Described, WholeImage
 from serving.errors import NotReadyError
-from serving.scoring.answers import Answer, Duplicate, Facts, Failure, ScoredChunk
-from serving.scoring.facts import facts_of
-from serving.scoring.heads import HeadRunner, Part, parts_of
+from serving.photo_header import header_of
+from serving.scoring.ahead import read_ahead
+from serving.scoring.answers import Duplicate, Facts, Failure, PartKind
+from serving.scoring.facts import hash_of, with_header
+from serving.scoring.failures import failure_of
+from serving.scoring.heads import parts_of
 from serving.scoring.listing import Batch
-from serving.scoring.seen import Seen
+from serving.scoring.pieces import Unit, cut_pieces, unit_of
+from serving.scoring.seen import Earlier
+from serving.scoring.stacks import stack_kind
+from serving.scoring.tiled import PictureReader
+from serving.scoring.unscored import Unscored
 
-__all__ = ["Decoded", "Decoder", "failure_of", "score_batches"]
+__all__ = ["Decoded", "Decoder", "featurize_batches"]
 
 F32 = NDArray[np.float32]
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object, in a message: differs from run to run
+_AHEAD = 64  # parts of a stack that are read while others are computed
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Pixels (3, S, S) of one file, or why there are none, and what the file says about itself."""
+    """Pixels (3, S, S) of one file, or why there are none, or what its parts are, which are read later; and what it says about itself."""
 
-    pixels: F32 | Failure
+    pixels: F32 | Failure | PartKind
     facts: Facts
 
 
@@ -89,68 +98,103 @@ class Decoder:
         full = os.fsdecode(self._folder + b"/" + path)
         facts = Facts()
         try:
+            if self._spec.depth is None:
+                with open_regular_file(full) as file:
+                    if (kind := stack_kind(file, path)) is not None:
+                        return Decoded(kind, Facts(hash_of(file)))
             data = read_file(full)
-            facts = facts_of(data)
-            pixels = self._processes.submit(data).result() if self._processes and data else preprocess(data, self._spec)
-            return Decoded(pixels, facts)
+            facts = Facts(hash_of(data))
+            if self._processes is not None and data:
+                described: Described = self._processes.submit(data).result()
+                facts = with_header(facts, described.header)
+                found = described.found
+                assert not isinstance(found, WholeImage)  # the job asks for pixels
+                return Decoded(failure_of(found, full, path) if isinstance(found, InputError) else found, facts)
+            facts = with_header(facts, header_of(data))
+            return Decoded(preprocess(data, self._spec), facts)
         except NotReadyError:
             raise
         except Exception as error:
             return Decoded(failure_of(error, full, path), facts)
 
 
-def failure_of(error: Exception, full: str, path: bytes) -> Failure:
-    """The failure that an error while reading a file becomes; the same in every run.
+def featurize_batches(
+    classifier: HybridClassifier,
+    decoder: Decoder,
+    reader: PictureReader,
+    batches: Iterator[Batch],
+    seen: Earlier,
+    number: int,
+    sizes: tuple[int, int],
+    within: Callable[..., None] = lambda *_: None,
+) -> Generator[Unscored, None, None]:
+    """What the head needs, piece by piece, in order.
 
     Args:
-        error: What was raised.
-        full: The file's path as it was opened; the message names it by ``path``.
-        path: Relative path.
-    """
-    if isinstance(error, HqtlError):
-        return Failure(type(error).__name__, _ADDRESS.sub("", str(error).replace(repr(full), repr(os.fsdecode(path)))))
-    return Failure(ImageDecodeError.__name__, _ADDRESS.sub("", f"the image cannot be decoded: {type(error).__name__}: {error}"))
-
-
-def score_batches(
-    runner: HeadRunner, decoder: Decoder, batches: Iterator[Batch], seen: Seen, number: int
-) -> Generator[ScoredChunk, None, None]:
-    """Answers chunk by chunk, in order.
-
-    Args:
-        runner: What runs the head.
+        classifier: The backbone.
         decoder: Where pixels come from.
+        reader: Where the parts of stacks come from.
         batches: What is to be scored; starts with the first batch of a chunk.
         seen: Which bytes were scored before.
         number: Of the first file.
+        sizes: Pictures that go through the backbone together, and of one evaluation of the head.
+        within: Told how many parts of a stack are read, and of which kind.
 
     Raises:
-        BackendError: The head could not be run.
         OutputError: The file system refused.
     """
-    paths: list[bytes] = []
-    items: list[Part | Failure | Duplicate] = []
-    facts: list[Facts] = []
-    with closing(decoder.stream(batches)) as decoded:
-        for batch, files in decoded:
-            firsts = [seen.first(file.facts.sha256, number + index) for index, file in enumerate(files)]
-            number += len(files)
-            paths += batch.paths
-            facts += [file.facts for file in files]
-            items += _featurized(runner, files, firsts)
-            if batch.ends_chunk:
-                found, execution, refined = runner.run([item for item in items if isinstance(item, Part)], batch.chunk)
-                predictions = iter(found)
-                answers: list[Answer] = [next(predictions) if isinstance(item, Part) else item for item in items]
-                yield ScoredChunk(tuple(paths), tuple(answers), execution, batch.listing_end, tuple(facts), refined=refined)
-                paths, items, facts = [], [], []
+
+    def units() -> Iterator[Unit]:
+        at = number
+        with closing(decoder.stream(batches)) as decoded:
+            for batch, files in decoded:
+                firsts = [seen.first(file.facts.sha256, at + index) for index, file in enumerate(files)]
+                at += len(files)
+                for place, (file, first) in enumerate(zip(files, firsts, strict=True)):
+                    if first is not None:
+                        yield unit_of(batch, place, file.facts, Duplicate(first))
+                    elif isinstance(file.pixels, str):
+                        yield from _parts(reader, batch, place, file.pixels, file.facts, sizes[0], within)
+                    else:
+                        yield unit_of(batch, place, file.facts, file.pixels)
+
+    yield from cut_pieces(_featurized(classifier, units(), *sizes), sizes[1])
 
 
-def _featurized(runner: HeadRunner, files: list[Decoded], firsts: list[int | None]) -> list[Part | Failure | Duplicate]:
-    items = [file.pixels if first is None else Duplicate(first) for file, first in zip(files, firsts, strict=True)]
-    pixels = [item for item in items if isinstance(item, np.ndarray)]
-    parts = iter(parts_of(runner.classifier, np.stack(pixels)) if pixels else [])
-    return [next(parts) if isinstance(item, np.ndarray) else item for item in items]
+def _parts(
+    reader: PictureReader, batch: Batch, place: int, kind: PartKind, facts: Facts, batch_size: int, within: Callable[..., None]
+) -> Iterator[Unit]:
+    """The parts of a stack, each with its pixels."""
+    pixels: list[F32] = []  # of the picture that ends next
+    parts = reader.pictures(batch.paths[place], kind, facts, 0 if place else batch.part)
+    with closing(read_ahead(parts, min(2 * batch_size, _AHEAD))) as items:
+        for item in items:
+            if isinstance(item, np.ndarray):
+                pixels = [item[0]]
+                continue
+            found = pixels[0] if isinstance(item.found, TileGrid) else item.found
+            yield unit_of(batch, place, item.facts, found, stack=item.stack)
+            within(0 if item.stack is None else item.stack.number + 1, kind)
+
+
+def _featurized(classifier: HybridClassifier, units: Iterator[Unit], batch_size: int, chunk_size: int) -> Iterator[Unit]:
+    """The same pictures after the backbone; the batches do not depend on where a run began."""
+    held: list[Unit] = []
+    count = 0
+    for unit in units:
+        held.append(unit)
+        count += 1
+        ends_piece = unit.ends_chunk or count == chunk_size
+        if ends_piece or len(held) == batch_size:
+            yield from _computed(classifier, held)
+            held = []
+        count = 0 if ends_piece else count
+
+
+def _computed(classifier: HybridClassifier, units: list[Unit]) -> Iterator[Unit]:
+    pixels = [unit.item for unit in units if isinstance(unit.item, np.ndarray)]
+    parts = iter(parts_of(classifier, np.stack(pixels)) if pixels else [])
+    return (dataclasses.replace(unit, item=None, parts=(next(parts),)) if isinstance(unit.item, np.ndarray) else unit for unit in units)
 
 
 def _collected(entry: tuple[Batch, list[Future[Decoded]]]) -> tuple[Batch, list[Decoded]]:

@@ -27,8 +27,8 @@ class Reporter(Protocol):
     def advance(self, done: int) -> None:
         """So many files have their row."""
 
-    def within(self, tiles: int) -> None:
-        """So many tiles of the image in work are done."""
+    def within(self, done: int, kind: str = "tile") -> None:
+        """So many tiles of the image in work, or frames, pages or slices of the file, are done."""
 
     def note(self, message: str) -> None:
         """Something to know, in one line."""
@@ -46,7 +46,7 @@ class Silent:
     def advance(self, done: int) -> None:
         """See :class:`Reporter`."""
 
-    def within(self, tiles: int) -> None:
+    def within(self, done: int, kind: str = "tile") -> None:
         """See :class:`Reporter`."""
 
     def note(self, message: str) -> None:
@@ -89,10 +89,10 @@ class Lines:
             rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
             self.note(f"{done:,} of {self._total:,} images, {rate:.1f} images/s, {(self._total - done) / rate / 60:.0f} min left")
 
-    def within(self, tiles: int) -> None:
+    def within(self, done: int, kind: str = "tile") -> None:
         """See :class:`Reporter`."""
         if self._due():
-            self.note(f"{tiles:,} tiles of the image in work")
+            self.note(f"{done:,} {kind}s of the {'image' if kind == 'tile' else 'file'} in work")
 
     def note(self, message: str) -> None:
         """See :class:`Reporter`."""
@@ -138,9 +138,9 @@ class Bar:
         """See :class:`Reporter`."""
         self._progress.update(self._shown("Scoring"), completed=done)
 
-    def within(self, tiles: int) -> None:
+    def within(self, done: int, kind: str = "tile") -> None:
         """See :class:`Reporter`."""
-        self._progress.update(self._shown("Scoring"), description=f"Scoring (tile {tiles:,})")
+        self._progress.update(self._shown("Scoring"), description=f"Scoring ({kind} {done:,})")
 
     def note(self, message: str) -> None:
         """See :class:`Reporter`."""

@@ -11,14 +11,27 @@ from typing import Any
 
 from hqtl_common.records import Prediction
 from hqtl_common.specs import HeadSpec
-from serving.scoring.answers import Facts, Failure, Tiled
+from serving.scoring.answers import Facts, Failure, StackPart, Tiled
 
-__all__ = ["TILES_SUMMED", "copied_row", "csv_columns", "csv_line", "csv_values", "jsonl_line", "make_row", "text_of"]
+__all__ = [
+    "PART_COLUMNS",
+    "TILES_SUMMED",
+    "copied_row",
+    "csv_columns",
+    "csv_line",
+    "csv_values",
+    "jsonl_line",
+    "make_row",
+    "part_of",
+    "part_text",
+    "text_of",
+]
 
 _FIELDS = (
     *("label", "probability", "probabilities", "interval", "angles", "expvals", "expval_stds", "logits"),
     *("calibration", "familiarity", "review"),
 )
+PART_COLUMNS = ("part_kind", "part", "time_s")
 _FACTS = tuple(field.name for field in dataclasses.fields(Facts))
 TILES_SUMMED = ("count", "positive", "doubtful", "unfamiliar", "x", "y", "size", "stride")
 
@@ -28,10 +41,32 @@ def text_of(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
+def part_of(part: StackPart | None) -> dict[str, Any]:
+    """What a row says of the part of the file that it is about; null for a file of one picture."""
+    values = (None, None, None) if part is None else (part.kind, part.index, part.time_s)
+    return dict(zip(PART_COLUMNS, values, strict=True))
+
+
+def part_text(kind: str, index: int | None, time_s: float | None) -> str:
+    """A part of a file in words, for example ``frame 250 at 0:10.000``."""
+    number = "(which one is not known)" if index is None else f"{index:,}"
+    if time_s is None:
+        return f"{kind} {number}"
+    minutes, milliseconds = divmod(round(time_s * 1000), 60_000)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+    return f"{kind} {number} at {clock}:{milliseconds / 1000:06.3f}"
+
+
 def make_row(
-    path: bytes, answer: Prediction | Failure, facts: Facts | None = None, tiled: Tiled | None = None, positive: str = ""
+    path: bytes,
+    answer: Prediction | Failure,
+    facts: Facts | None = None,
+    tiled: Tiled | None = None,
+    positive: str = "",
+    part: StackPart | None = None,
 ) -> dict[str, Any]:
-    """The JSON-ready row of one file; the same keys in every row, null where there is nothing.
+    """The JSON-ready row of one picture; the same keys in every row, null where there is nothing.
 
     Args:
         path: Relative path.
@@ -39,22 +74,24 @@ def make_row(
         facts: What the file says about itself.
         tiled: Its tiles, None where it was scored whole.
         positive: The positive label, by which tiles are counted.
+        part: Which part of the file the picture is; None where it is the only one.
     """
+    name = {"path": text_of(path), **part_of(part)}
     about = dataclasses.asdict(facts or Facts())
     about |= {"tiles": None if tiled is None else _summed(tiled, positive), "duplicate_of": None}
     if isinstance(answer, Failure):
         empty = dict.fromkeys(_FIELDS)
         error = {"code": answer.code, "message": answer.message}
-        return {"path": text_of(path), **empty, "backend": None, "shots": None, "seed": None, **about, "error": error}
+        return {**name, **empty, "backend": None, "shots": None, "seed": None, **about, "error": error}
     record = answer.execution
     shots = record.shots if answer.shots_used is None else answer.shots_used
     origin = {"backend": record.backend_used, "shots": shots, "seed": record.seed}
     fields = {name: value for name, value in answer.to_dict().items() if name != "shots_used"}
-    return {"path": text_of(path), **fields, **origin, **about, "error": None}
+    return {**name, **fields, **origin, **about, "error": None}
 
 
 def copied_row(path: bytes, first: dict[str, Any]) -> dict[str, Any]:
-    """The row of a file with the bytes of an earlier one, whose row is ``first``."""
+    """A row of a file with the bytes of an earlier one, which has the row ``first``."""
     return {**first, "path": text_of(path), "duplicate_of": first["path"]}
 
 
@@ -77,6 +114,7 @@ def csv_columns(labels: Sequence[str], head: HeadSpec) -> list[str]:
         *_FACTS,
         *(f"tiles_{name}" for name in TILES_SUMMED),
         *("duplicate_of", "error_code", "error_message"),
+        *PART_COLUMNS,
     ]
 
 
@@ -105,6 +143,7 @@ def csv_values(row: dict[str, Any], labels: Sequence[str], head: HeadSpec) -> li
         *(row[name] for name in _FACTS),
         *(tiles.get(name) for name in TILES_SUMMED),
         *(row["duplicate_of"], error["code"], error["message"]),
+        *(row.get(name) for name in PART_COLUMNS),
     ]
 
 

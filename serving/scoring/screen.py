@@ -38,6 +38,9 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     table.add_row("unfamiliar", _unfamiliar(outcome))
     if summary["skipped"]:
         table.add_row("not scored", ", ".join(f"{count:,} {_KINDS.get(kind, kind)}" for kind, count in summary["skipped"].items()))
+    if "parts" in summary:
+        parts = ", ".join(f"{count:,} {kind}{'s' if count != 1 else ''}" for kind, count in summary["parts"].items())
+        table.add_row("in files", f"{parts} among the images of {summary['files']:,} file{'s' if summary['files'] != 1 else ''}")
     if "tiles" in summary:
         table.add_row("tiles", Text(", ".join(f"{count:,} {printable(label)}" for label, count in summary["tiles"].items())))
     if summary["duplicates"]:

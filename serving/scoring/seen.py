@@ -8,12 +8,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 from hqtl_common.errors import InputError
 from serving.errors import OutputError
 
-__all__ = ["SEEN", "Seen"]
+__all__ = ["SEEN", "Earlier", "Seen"]
 
 SEEN = "seen.sqlite"
 
@@ -23,6 +24,18 @@ CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, start INTEGER NOT N
 """
 
 
+_PLACE = """
+INSERT INTO rows VALUES (?, ?, ?) ON CONFLICT (number) DO UPDATE SET length = excluded.start + excluded.length - start
+"""
+
+
+class Earlier(Protocol):
+    """Knows which bytes came before."""
+
+    def first(self, sha256: str | None, number: int) -> int | None:
+        """See :meth:`Seen.first`."""
+
+
 class Seen:
     """Every file's bytes by their hash; what it holds beyond ``files`` is forgotten when it is opened.
 
@@ -30,13 +43,14 @@ class Seen:
 
     Args:
         out: The output folder.
-        files: Number of files with a row.
+        files: Number of files whose rows are complete.
+        started: Whether the next one has rows already.
 
     Raises:
         OutputError: The file system refused.
     """
 
-    def __init__(self, out: Path, files: int) -> None:
+    def __init__(self, out: Path, files: int, *, started: bool = False) -> None:
         self._path = out / SEEN
         self._lock = threading.Lock()
         with self._guarded():
@@ -44,7 +58,7 @@ class Seen:
             self._database = sqlite3.connect(address, uri=True, check_same_thread=False)
             self._database.executescript(_TABLES)
             self._database.execute("DELETE FROM claims WHERE number >= ?", (files,))
-            self._database.execute("DELETE FROM rows WHERE number >= ?", (files,))
+            self._database.execute("DELETE FROM rows WHERE number >= ?", (files + started,))
             self._database.commit()
 
     def first(self, sha256: str | None, number: int) -> int | None:
@@ -61,16 +75,16 @@ class Seen:
             return None if found == number else int(found)
 
     def place(self, number: int, start: int, length: int) -> None:
-        """The row of a file stands at these bytes of the JSON Lines.
+        """A row of a file stands at these bytes of the JSON Lines; its rows stand one behind the other.
 
         Raises:
             OutputError: The file system refused.
         """
         with self._guarded():
-            self._database.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", (number, start, length))
+            self._database.execute(_PLACE, (number, start, length))
 
     def where(self, number: int) -> tuple[int, int]:
-        """Start and length of the row of a file, bytes.
+        """Start and length of the rows of a file, bytes.
 
         Raises:
             InputError: The file was removed or changed.

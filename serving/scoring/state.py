@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hqtl_common.errors import InputError
-from serving.scoring.listing import Segment
+from serving.scoring.listing import Done, Segment
 from serving.scoring.options import Options
 from serving.scoring.storage import replace_file
 from serving.scoring.tally import PathText, Tally
@@ -23,7 +23,7 @@ TILES = "tiles.jsonl"
 TILES_CSV = "tiles.csv"
 SUMMARY = "summary.json"
 
-_OF_A_START = frozenset({f"{STATE}.tmp"})
+_OF_A_START = frozenset({f".{STATE}.partial"})
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -33,12 +33,14 @@ class _Strict(BaseModel):
 
 
 class Position(_Strict):
-    """What is done: whole chunks only.
+    """What is done: whole pieces only, which are chunks but for those with files of several pictures.
 
     Args:
-        files: Number of rows.
+        files: Number of files whose rows are complete.
+        rows: Number of rows.
         chunks: Number of chunks.
-        listing: Where the next chunk begins in the list, bytes.
+        listing: Where the next chunk, or the one in work, begins in the list, bytes.
+        within: What is done of that chunk.
         jsonl: Length of scores.jsonl, bytes.
         csv: Length of scores.csv, bytes; 0 = without its header.
         tiles: Length of tiles.jsonl, bytes.
@@ -46,12 +48,20 @@ class Position(_Strict):
     """
 
     files: Count = 0
+    rows: Count = 0
     chunks: Count = 0
     listing: Count = 0
+    within: Done = Done()
     jsonl: Count = 0
     csv: Count = 0
     tiles: Count = 0
     tiles_csv: Count = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, values: Any) -> Any:
+        """Runs recorded before files could hold several pictures have a row per file."""
+        return {"rows": values.get("files", 0), **values} if isinstance(values, dict) else values
 
 
 class State(_Strict):

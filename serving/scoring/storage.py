@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hqtl_common import durable
 from hqtl_common.errors import ConfigError, InputError
 from serving.errors import OutputError
 
@@ -43,16 +44,8 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         OutputError: The file system refused.
     """
-    staging = path.with_name(path.name + ".tmp")
     with output_errors(path):
-        descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        staging.replace(path)
-        _sync_folder(path.parent)
+        durable.replace_file(path, data)
 
 
 def open_at(path: Path, length: int) -> int:
@@ -103,12 +96,3 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(f"another run is writing to {str(folder)!r}; wait for it, or give another output folder") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):  # some file systems cannot sync a folder
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from hqtl_common.records import ExecutionRecord, Prediction
 from serving.scoring.answers import Answer, Failure, ScoredChunk
-from serving.scoring.rows import text_of
+from serving.scoring.rows import part_text, text_of
 
-__all__ = ["NAMED", "PathText", "Tally", "add_chunk"]
+__all__ = ["NAMED", "Copies", "PathText", "Tally", "add_chunk", "sum_executions"]
 
 NAMED = 5  # doubtful and failed files that are named
 
@@ -44,6 +45,7 @@ class Tally(BaseModel):
         calibrations: Which temperatures and thresholds were used, by name.
         duplicates: Files with the bytes of an earlier one.
         tiles: Tiles per label.
+        parts: Rows of parts of files, per kind.
         executions: What ran the head, one entry per distinct record, with sums of rows, jobs and billed seconds.
     """
 
@@ -59,30 +61,61 @@ class Tally(BaseModel):
     calibrations: tuple[str, ...] = ()
     duplicates: int = 0
     tiles: dict[str, int] = {}
+    parts: dict[str, int] = {}
     executions: tuple[dict[str, Any], ...] = ()
 
 
-def add_chunk(tally: Tally, chunk: ScoredChunk, copies: Sequence[dict[str, Any]] = ()) -> Tally:
+@dataclass(slots=True)
+class Copies:
+    """Counts of the rows of duplicates; they count, but are never named.
+
+    Args:
+        files: Duplicates.
+        labels: Their rows per label.
+        errors: Their rows per error code.
+        reasons: Their rows per reason to look again.
+        parts: Their rows of parts of files, per kind.
+    """
+
+    files: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    parts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One more row."""
+        if row["error"] is None:
+            self.labels[row["label"]] += 1
+        else:
+            self.errors[row["error"]["code"]] += 1
+        self.reasons.update(row["review"] or ())
+        self.parts.update([row["part_kind"]] if row.get("part_kind") else [])
+
+
+def add_chunk(tally: Tally, chunk: ScoredChunk, copies: Copies | None = None) -> Tally:
     """The tally with one more chunk.
 
     Args:
         tally: So far.
         chunk: The chunk.
-        copies: Rows of its duplicates; they count, but are never named.
+        copies: What its duplicates add.
     """
+    copies = copies or Copies()
     labels, errors = Counter(tally.labels), Counter(tally.errors)
     labels.update(answer.label for answer in chunk.answers if isinstance(answer, Prediction))
     errors.update(answer.code for answer in chunk.answers if isinstance(answer, Failure))
-    labels.update(row["label"] for row in copies if row["error"] is None)
-    errors.update(row["error"]["code"] for row in copies if row["error"] is not None)
-    reasons = Counter(reason for row in copies for reason in row["review"] or ())
+    labels.update(copies.labels)
+    errors.update(copies.errors)
+    reasons = copies.reasons
     tiles = Counter(tally.tiles)
     tiles.update(tile.label for tiled in chunk.tiled if tiled is not None for tile in tiled.answers)
-    answered = [(answer, text_of(path)) for path, answer in _pairs(chunk) if isinstance(answer, Prediction)]
+    answered = [(answer, name) for name, answer in _pairs(chunk) if isinstance(answer, Prediction)]
     doubtful = [(answer.margin, path) for answer, path in answered if answer.margin < 0]
     strangers = [(answer.familiarity or 0.0, path) for answer, path in answered if answer.unfamiliar]
     known = tally.unfamiliar is not None or any(answer.familiarity is not None for answer, _ in answered)
-    failed = [text_of(path) for path, answer in _pairs(chunk) if isinstance(answer, Failure)]
+    failed = [name for name, answer in _pairs(chunk) if isinstance(answer, Failure)]
+    parts = copies.parts + Counter(part.kind for part in chunk.stack if part is not None)
     return Tally(
         labels=dict(labels),
         errors=dict(errors),
@@ -92,20 +125,35 @@ def add_chunk(tally: Tally, chunk: ScoredChunk, copies: Sequence[dict[str, Any]]
         strangers=tuple(sorted([*tally.strangers, *strangers])[:NAMED]),
         failed=(*tally.failed, *failed)[:NAMED],
         calibrations=tuple(sorted({*tally.calibrations, *(answer.calibration for answer, _ in answered if answer.calibration)})),
-        duplicates=tally.duplicates + len(copies),
+        duplicates=tally.duplicates + copies.files,
         tiles=dict(tiles),
+        parts=dict(sorted((Counter(tally.parts) + parts).items())),
         executions=_merge(_merge(tally.executions, chunk.execution), chunk.refined),
     )
 
 
-def _pairs(chunk: ScoredChunk) -> Iterable[tuple[bytes, Answer]]:
-    return zip(chunk.paths, chunk.answers, strict=True)
+def _pairs(chunk: ScoredChunk) -> Iterator[tuple[str, Answer]]:
+    """How each picture is called, and its answer."""
+    stack = chunk.stack or (None,) * len(chunk.paths)
+    for path, part, answer in zip(chunk.paths, stack, chunk.answers, strict=True):
+        yield text_of(path) if part is None else f"{text_of(path)}, {part_text(part.kind, part.index, part.time_s)}", answer
+
+
+def sum_executions(executions: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Entries of :attr:`Tally.executions`, those that are the same but for their sums as one."""
+    total: tuple[dict[str, Any], ...] = ()
+    for execution in executions:
+        total = _add(total, execution)
+    return total
 
 
 def _merge(executions: tuple[dict[str, Any], ...], record: ExecutionRecord | None) -> tuple[dict[str, Any], ...]:
     if record is None:
         return executions
-    new = {name: _ordered(value) for name, value in sorted(record.to_dict().items()) if name != "wall_seconds"}
+    return _add(executions, {name: _ordered(value) for name, value in sorted(record.to_dict().items()) if name != "wall_seconds"})
+
+
+def _add(executions: tuple[dict[str, Any], ...], new: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     merged = [_summed(known, new) if _same(known, new) else known for known in executions]
     return (*merged,) if any(_same(known, new) for known in executions) else (*merged, new)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hqtl_common.specs import HeadSpec
-from serving.scoring.answers import Tiled
-from serving.scoring.rows import text_of
+from serving.scoring.answers import StackPart, Tiled
+from serving.scoring.rows import PART_COLUMNS, part_of, text_of
 
 __all__ = ["tile_columns", "tile_rows", "tile_values"]
 
@@ -15,18 +15,19 @@ _PLACE = ("x", "y", "width", "height")
 _KEPT = ("label", "probability", "probabilities", "interval", "familiarity", "review", "expvals", "expval_stds")
 
 
-def tile_rows(path: bytes, tiled: Tiled) -> Iterator[dict[str, Any]]:
+def tile_rows(path: bytes, tiled: Tiled, part: StackPart | None = None) -> Iterator[dict[str, Any]]:
     """JSON-ready rows; width and height are those inside the image.
 
     Args:
         path: Relative path of the image.
         tiled: Its tiles.
+        part: Which part of the file the image is; None where it is the only one.
     """
-    grid, name = tiled.grid, text_of(path)
+    grid, name = tiled.grid, {"path": text_of(path), **part_of(part)}
     for (x, y), answer in zip(grid, tiled.answers, strict=True):
         values, record = answer.to_dict(), answer.execution
         yield {
-            "path": name,
+            **name,
             "x": x,
             "y": y,
             "width": min(grid.size, grid.width - x),
@@ -45,7 +46,7 @@ def tile_columns(labels: Sequence[str], head: HeadSpec) -> list[str]:
         *(f"probability_{label}" for label in labels),
         *(f"expval_{qubit}" for qubit in qubits),
         *(f"expval_std_{qubit}" for qubit in qubits),
-        *("backend", "shots"),
+        *("backend", "shots", *PART_COLUMNS),
     ]
 
 
@@ -58,5 +59,5 @@ def tile_values(row: dict[str, Any], labels: Sequence[str], head: HeadSpec) -> l
         *(row["probabilities"][label] for label in labels),
         *row["expvals"],
         *(row["expval_stds"] or [None] * head.num_qubits),
-        *(row["backend"], row["shots"]),
+        *(row["backend"], row["shots"], *(row.get(name) for name in PART_COLUMNS)),
     ]

@@ -1,39 +1,40 @@
-"""Large images → answers: read window by window a few batches ahead, all tiles of an image in one evaluation of the head.
+"""Large images and stacks → what the head needs of their pictures: read window by window a few batches ahead.
 
-What is in memory does not depend on the size of a TIFF: the pixels of a few batches of tiles, and the angles of one chunk.
+What is in memory does not depend on the size of a TIFF or the length of a video: the pixels of a few batches, and the angles of
+one piece.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hqtl_common.classifier import HybridClassifier
 from hqtl_common.preprocess import open_regular_file
-from hqtl_common.records import Prediction
 from hqtl_common.tiles import TileGrid
-from serving.errors import ServiceError
-from serving.scoring.answers import Answer, Duplicate, Facts, Failure, ScoredChunk, Tiled
-from serving.scoring.facts import facts_of
-from serving.scoring.heads import HeadRunner, Part, parts_of
+from serving.photo_header import PhotoHeader
+from serving.scoring.ahead import read_ahead
+from serving.scoring.answers import Duplicate, Facts, Failure, PartKind, StackPart
+from serving.scoring.facts import hash_of, with_header
+from serving.scoring.failures import failure_of
+from serving.scoring.half_done import Begun, HalfDone
+from serving.scoring.heads import Part, parts_of
 from serving.scoring.listing import Batch
-from serving.scoring.pipeline import failure_of
-from serving.scoring.seen import Seen
-from serving.scoring.tile_pixels import Cut, tile_batches
+from serving.scoring.pieces import Unit, cut_pieces, unit_of
+from serving.scoring.seen import Earlier
+from serving.scoring.stacks import stack_kind
+from serving.scoring.tile_pixels import Cut, PictureEnd, picture_items
 from serving.scoring.tile_process import TileProcess
+from serving.scoring.unscored import Unscored
 
-__all__ = ["TileReader", "deciding_tile", "score_tiled"]
+__all__ = ["Picture", "PictureReader", "TileReader", "featurize_tiles"]
 
 F32 = NDArray[np.float32]
 
@@ -41,153 +42,155 @@ _AHEAD = 3  # batches of tiles that are read while others are computed
 
 
 @dataclass(frozen=True, slots=True)
-class _ImageEnd:
-    """One image is read: its tiles, or why there are none."""
+class Picture:
+    """One picture is read: its tiles, or why there are none.
 
-    path: bytes
+    Args:
+        facts: What is known of it.
+        found: Where its tiles lie, or why there are none.
+        stack: Which part of its file it is; None where it is the only one.
+    """
+
     facts: Facts
-    grid: TileGrid | Failure | Duplicate
-    stride: int
+    found: TileGrid | Failure | Duplicate
+    stack: StackPart | None = None
 
 
-class TileReader:
-    """Cuts the files of batches into tiles; use it as a context manager.
+class PictureReader:
+    """Reads the pictures of files.
 
     Args:
         folder: What the paths are relative to.
-        cut: How images are cut.
-        seen: Which bytes were scored before.
-        number: Of the first file.
-        isolated: Cut in another process, so that an image that ends it costs only its own row.
+        cut: How pictures are cut.
+        process: Reads in its place, so that a picture that ends it costs no more than the rows of its file.
     """
 
-    def __init__(self, folder: Path, cut: Cut, seen: Seen, number: int, *, isolated: bool = False) -> None:
+    def __init__(self, folder: Path, cut: Cut, process: TileProcess | None = None) -> None:
         self._folder = os.fsencode(folder)
-        self._cut, self._seen, self._number = cut, seen, number
-        self._process = TileProcess(cut) if isolated else None
+        self._cut, self._process = cut, process
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._process is not None:
-            self._process.close()
-
-    def stream(self, batches: Iterator[Batch]) -> Generator[F32 | _ImageEnd | Batch, None, None]:
-        """Pixels (B, 3, S, S) of the tiles of an image, then its end, and after the last image of a batch the batch."""
-        for batch in batches:
-            for path in batch.paths:
-                yield (yield from self._read(path))
-                self._number += 1
-            yield batch
-
-    def _read(self, path: bytes) -> Generator[F32, None, _ImageEnd]:
-        full, facts, stride = os.fsdecode(self._folder + b"/" + path), Facts(), self._cut.stride
+    def look(self, path: bytes) -> tuple[PartKind | None, Facts | Failure]:
+        """What the parts of a file are, None for a file of one picture, and which bytes it holds."""
+        full = self.full(path)
         try:
             with open_regular_file(full) as file:
-                facts = facts_of(file)
-            if (first := self._seen.first(facts.sha256, self._number)) is not None:
-                return _ImageEnd(path, facts, Duplicate(first), stride)
-            found = yield from (tile_batches(full, self._cut) if self._process is None else self._process.batches(full, path))
-        except ServiceError:  # of the results or the process, not of the image
-            raise
+                return stack_kind(file, path), Facts(hash_of(file))
         except Exception as error:
-            found = failure_of(error, full, path)
-        if isinstance(found, TileGrid):
-            facts = dataclasses.replace(facts, width=found.width, height=found.height)
-        return _ImageEnd(path, facts, found, stride)
+            return None, failure_of(error, full, path)
+
+    def pictures(self, path: bytes, kind: PartKind | None, facts: Facts, start: int, skip: int = 0) -> Generator[F32 | Picture, None, None]:
+        """Of each picture the pixels (B, 3, S, S) of its tiles, then its end.
+
+        Args:
+            path: Of the file, relative.
+            kind: What its parts are; None for a file of one picture.
+            facts: Which bytes it holds.
+            start: How many pictures are left out.
+            skip: How many tiles of a file of one picture are left out, whole batches.
+
+        Raises:
+            NotReadyError: The process does not start.
+        """
+        full, process = self.full(path), self._process
+        if process is None:
+            items = picture_items(full, path, kind, self._cut, start, skip)
+        else:
+            items = process.pictures(full, path, kind, start, skip)
+        with closing(items):
+            for item in items:
+                if isinstance(item, PhotoHeader):
+                    facts = with_header(facts, item)
+                elif isinstance(item, np.ndarray):
+                    yield item
+                elif isinstance(item, PictureEnd):
+                    own = facts if item.part is None else Facts(facts.sha256)
+                    if isinstance(item.found, TileGrid):
+                        own = dataclasses.replace(own, width=item.found.width, height=item.found.height)
+                    yield Picture(own, item.found, item.part)
+
+    def full(self, path: bytes) -> str:
+        """Where a file is."""
+        return os.fsdecode(self._folder + b"/" + path)
 
 
-def score_tiled(
-    runner: HeadRunner,
+class TileReader:
+    """Cuts the files of batches into tiles.
+
+    Args:
+        reader: Where pictures come from.
+        seen: Which bytes were scored before.
+        number: Of the first file.
+        half: What an earlier run has kept of an image.
+    """
+
+    def __init__(self, reader: PictureReader, seen: Earlier, number: int, half: HalfDone) -> None:
+        self._reader, self._seen, self._number, self._half = reader, seen, number, half
+
+    def stream(self, batches: Iterator[Batch]) -> Generator[Begun | F32 | Unit, None, None]:
+        """An image begins; pixels (B, 3, S, S) of the tiles of a picture, then the picture without what the head needs of it."""
+        for batch in batches:
+            for place, path in enumerate(batch.paths):
+                for item in self._read(path, 0 if place else batch.part):
+                    yield item if isinstance(item, (Begun, np.ndarray)) else unit_of(batch, place, item.facts, item.found, stack=item.stack)
+                self._number += 1
+
+    def _read(self, path: bytes, start: int) -> Generator[Begun | F32 | Picture, None, None]:
+        kind, facts = self._reader.look(path)
+        sha256 = None if isinstance(facts, Failure) else facts.sha256
+        if (first := self._seen.first(sha256, self._number)) is not None:
+            yield Picture(facts if isinstance(facts, Facts) else Facts(), Duplicate(first))
+        elif isinstance(facts, Failure):
+            yield Picture(Facts(), facts)
+        else:
+            yield (begun := self._half.find(facts.sha256 if kind is None else None))
+            yield from self._reader.pictures(path, kind, facts, start, len(begun.parts))
+
+
+def featurize_tiles(
+    classifier: HybridClassifier,
     reader: TileReader,
     batches: Iterator[Batch],
-    positive: str,
-    quantile: float,
+    chunk_size: int,
+    half: HalfDone,
     should_stop: Callable[[], bool] = lambda: False,
-    within: Callable[[int], None] = lambda _: None,
-) -> Generator[ScoredChunk, None, None]:
-    """Answers chunk by chunk, in order.
+    within: Callable[..., None] = lambda *_: None,
+) -> Generator[Unscored, None, None]:
+    """What the head needs, piece by piece, in order.
 
     Args:
-        runner: What runs the head.
+        classifier: The backbone.
         reader: Where tiles come from.
         batches: What is to be scored; starts with the first batch of a chunk.
-        positive: The positive label.
-        quantile: See :func:`deciding_tile`.
-        should_stop: Asked after every batch of tiles; True ends it, and the images of the chunk are begun again on resume.
-        within: Told how many tiles of an image are done.
+        chunk_size: Pictures of one evaluation of the head.
+        half: Where the tiles of the image in work are kept.
+        should_stop: Asked after every batch of tiles; True ends it.
+        within: Told how many tiles of a picture are done, or how many pictures of a file and of which kind.
 
     Raises:
-        BackendError: The head could not be run.
         OutputError: The file system refused.
     """
-    images: list[_ImageEnd] = []
-    parts: list[Part] = []
-    current: list[Part] = []
-    with closing(_read_ahead(reader.stream(batches))) as items:
-        for item in items:
-            if should_stop():
-                return
-            if isinstance(item, np.ndarray):
-                current += parts_of(runner.classifier, item)
-                within(len(current))
-            elif isinstance(item, _ImageEnd):
-                images.append(item)
-                parts += current if isinstance(item.grid, TileGrid) else []
-                current = []
-            elif item.ends_chunk:
-                yield _scored(runner, images, parts, item, positive, quantile)
-                images, parts = [], []
 
+    def units() -> Iterator[Unit]:
+        current: list[Part] = []
+        with closing(read_ahead(reader.stream(batches), _AHEAD)) as items:
+            for item in items:
+                if should_stop():
+                    half.keep()
+                    return
+                if isinstance(item, Begun):
+                    half.begin(item)
+                    current = list(item.parts)
+                elif isinstance(item, np.ndarray):
+                    new = parts_of(classifier, item)
+                    half.add(new)
+                    current += new
+                    within(len(current))
+                else:
+                    parts = tuple(current) if isinstance(item.item, TileGrid) else ()
+                    current = []
+                    half.end()
+                    if item.stack is not None:
+                        within(item.stack.number + 1, item.stack.kind)
+                    yield dataclasses.replace(item, parts=parts)
 
-def deciding_tile(scores: Sequence[float], quantile: float) -> int:
-    """The tile whose answer is that of the image: the one at a quantile of the positive label's probability.
-
-    Args:
-        scores: Probability of the positive label per tile.
-        quantile: 1 is the most probable tile, 0.99 leaves one in a hundred above; of equal ones the first.
-    """
-    order = sorted(range(len(scores)), key=lambda index: (scores[index], -index))
-    return order[max(0, int(np.ceil(quantile * len(order))) - 1)]
-
-
-def _scored(
-    runner: HeadRunner, images: Sequence[_ImageEnd], parts: Sequence[Part], batch: Batch, positive: str, quantile: float
-) -> ScoredChunk:
-    found, execution, refined = runner.run(parts, batch.chunk)
-    predictions = iter(found)
-    answers: list[Answer] = []
-    tiled: list[Tiled | None] = []
-    for image in images:
-        if not isinstance(image.grid, TileGrid):
-            answers.append(image.grid)
-            tiled.append(None)
-            continue
-        tiles = tuple(islice(predictions, len(image.grid)))
-        deciding = deciding_tile([tile.probabilities[positive] for tile in tiles], quantile)
-        answers.append(_image_answer(tiles, deciding))
-        tiled.append(Tiled(image.grid, image.stride, tiles, deciding))
-    paths, facts = (tuple(getattr(image, name) for image in images) for name in ("path", "facts"))
-    return ScoredChunk(paths, tuple(answers), execution, batch.listing_end, facts, tuple(tiled), refined)
-
-
-def _image_answer(tiles: Sequence[Prediction], deciding: int) -> Prediction:
-    """The deciding tile's answer; unfamiliar also where most of the tiles are."""
-    most = 2 * sum(tile.unfamiliar for tile in tiles) > len(tiles)
-    return dataclasses.replace(tiles[deciding], unfamiliar=most or tiles[deciding].unfamiliar)
-
-
-def _read_ahead(items: Generator[F32 | _ImageEnd | Batch, None, None]) -> Generator[F32 | _ImageEnd | Batch, None, None]:
-    """The same items, the next ones made by another thread meanwhile."""
-    with closing(items), ThreadPoolExecutor(1, thread_name_prefix="tiles") as pool:
-        ahead: deque[Future[F32 | _ImageEnd | Batch | None]] = deque(pool.submit(next, items, None) for _ in range(_AHEAD))
-        try:
-            while (item := ahead.popleft().result()) is not None:
-                ahead.append(pool.submit(next, items, None))
-                yield item
-        finally:
-            for future in ahead:
-                future.cancel()
-            with suppress(Exception):
-                pool.shutdown(wait=True)
+    yield from cut_pieces(units(), chunk_size)

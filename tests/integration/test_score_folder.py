@@ -14,6 +14,7 @@ from PIL import Image
 
 from hqtl_common import HybridClassifier, ModelBundle, get_backend
 from hqtl_common.errors import BudgetExceededError, ConfigError, InputError
+from hqtl_common.providers import PROVIDERS
 from serving.scoring import Outcome, Request, score_folder
 from serving.scoring.progress import Silent
 from tests.tiny import tiny_bundle
@@ -298,7 +299,7 @@ def test_nothing_is_left_by_a_run_that_could_not_start(photos: Path, bundle: Mod
 def test_resume_where_nothing_was_started_starts(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
     score_folder(photos, bundle.path, tmp_path / "whole")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "state.json.tmp").write_bytes(b"{")
+    (tmp_path / "out" / ".state.json.partial").write_bytes(b"{")
     assert score_folder(photos, bundle.path, tmp_path / "out", resume=True).resumed_at == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -354,3 +355,21 @@ def test_answer_holds_plain_values(odd_photos: Path, bundle: ModelBundle, tmp_pa
     assert answer["images_per_second"] > 0
     assert Path(answer["files"]["scores.csv"]).is_file()
     assert {key: answer[key] for key in outcome.summary} == outcome.summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_where_the_backbone_computes_is_checked_first(photos: Path, bundle: ModelBundle, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no CUDAExecutionProvider .*onnxruntime-gpu"):
+        score_folder(photos, bundle.path, tmp_path / "out", providers=("cuda", "cpu"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="workers of Ray"):
+        score_folder(photos, bundle.path, tmp_path / "out", engine="ray", providers=("cuda",))
+
+
+def test_where_it_computes_is_recorded(photos: Path, bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a graphics card that is none."""
+    outcome = score_folder(photos, bundle.path, tmp_path / "plain")
+    assert "providers" not in outcome.summary["versions"]
+    monkeypatch.setitem(PROVIDERS, "cuda", "CPUExecutionProvider")
+    monkeypatch.setattr("hqtl_common.stages._options_of", lambda *_: {})
+    outcome = score_folder(photos, bundle.path, tmp_path / "card", providers=("cuda",))
+    assert outcome.summary["versions"]["providers"] == "cuda"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
 import sys
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from hqtl_common.errors import ConfigError
 from serving.cli import main
 from serving.report import Outputs, publish, publish_outcome, wanted_outputs
 from serving.report.results import read_results
+from serving.report.selection import worst_places
 from serving.scoring import Request, score_folder
 from tests.tiny import tiny_bundle
 
@@ -69,12 +72,15 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.fetched: list[str] = []
+        self.pictures: dict[str, str] = {}
         self.words: list[str] = []
         self.open: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag == "img":
+            self.pictures[dict(attrs)["alt"] or ""] = dict(attrs)["src"] or ""
         if tag not in ("meta", "img", "br", "rect", "line"):
             self.open.append(tag)
 
@@ -104,7 +110,39 @@ def test_page_is_whole_and_fetches_nothing(scored: Path) -> None:
     assert "copies of other files" in said
     assert "longitude 11.25, latitude 48.5" in said
     assert len(re.findall("signature", said)) == 2
-    assert len(page.fetched) == 4
+    assert [alt for alt in page.pictures if re.fullmatch(r"Image \d+", alt)] == [
+        f"Image {number}" for number in sorted_by_suspicion(scored)
+    ]
+
+
+def sorted_by_suspicion(out: Path) -> list[int]:
+    answered = [image for image in read_results(out) if image.answered]
+    ranks = {image.number: (image.row["label"] == "crack", image.score("crack")) for image in answered}
+    return sorted(ranks, key=lambda number: ranks[number], reverse=True)
+
+
+def test_page_shows_the_worst_places_as_they_are(scans: Path, scored: Path) -> None:
+    page = Page((scored / "report.html").read_text("utf-8"))
+    for image in read_results(scored):
+        places = worst_places(image, "crack") if image.tiles else ()
+        for place in places if len(image.tiles) > 1 else ():
+            data = base64.b64decode(page.pictures[f"Image {image.number}: x {place.x}, y {place.y}"].partition(",")[2])
+            with Image.open(io.BytesIO(data)) as found, Image.open(scans / image.path) as whole:
+                box = (place.x, place.y, min(place.x + 224, whole.width), min(place.y + 224, whole.height))
+                difference = np.asarray(found.convert("L"), dtype=float) - np.asarray(whole.crop(box).convert("L"), dtype=float)
+                assert np.abs(difference).mean() < 3, "as good as JPEG is"
+
+
+def test_worst_places_do_not_overlap_and_are_the_worst(scored: Path) -> None:
+    for image in read_results(scored):
+        places = worst_places(image, "crack") if image.tiles else ()
+        assert len(places) == 0 or places[0].score == image.scores("crack").max()
+        assert [place.score for place in places] == sorted((place.score for place in places), reverse=True)
+        assert all(abs(one.x - two.x) >= 224 or abs(one.y - two.y) >= 224 for one, two in combinations(places, 2))
+        marked = {(tile["x"], tile["y"]) for tile in image.tiles if tile["label"] == "crack"}
+        assert {(place.x, place.y) for place in places} <= marked or len(places) == 1
+        free = [(x, y) for x, y in marked if all(abs(x - place.x) >= 224 or abs(y - place.y) >= 224 for place in places)]
+        assert len(places) == 4 or not free, "none is left out that would have room"
 
 
 def test_maps_have_plain_names_and_show_where(scored: Path, bundle: ModelBundle) -> None:
@@ -174,7 +212,7 @@ def test_boxes_for_annotation_tools(scored: Path) -> None:
         assert 0 <= x < x + width <= sizes[annotation["image_id"]][0]
         assert 0 <= y < y + height <= sizes[annotation["image_id"]][1]
         assert annotation["score"] in results[annotation["image_id"]].scores("crack")
-    assert sorted(path.name for path in scored.glob("*.tmp")) == []
+    assert sorted(path.name for path in scored.rglob("*.partial")) == []
 
 
 def test_tables_hold_the_rows(scored: Path) -> None:
@@ -223,7 +261,7 @@ def test_truth_of_masks(scans: Path, scored: Path, bundle: ModelBundle, tmp_path
         assert picture.width > 600
     page = Page((out / "report.html").read_text("utf-8"))
     assert "Against what is known" in " ".join(page.words)
-    assert len(page.fetched) == 5
+    assert "The worst misses and false alarms" in page.pictures
     write_masks(tmp_path / "masks", scored)
     assert publish(out, bundle, Outputs(truth=tmp_path / "masks")) is not None
     assert not (out / "misses.png").exists()
@@ -264,7 +302,7 @@ def test_stopped_anywhere_and_made_again_is_the_same(scans: Path, bundle: ModelB
         assert not stopped.complete
         assert not (out / "report.html").exists()
         assert not (out / "coco.json").exists()
-        assert not list(out.glob("*.tmp"))
+        assert not list(out.rglob("*.partial"))
     assert publish(out, bundle, Outputs(parquet=True)) is not None
     assert {name: (out / name).read_bytes() for name in MADE} == {name: (scored / name).read_bytes() for name in MADE}
     assert {path.name: path.read_bytes() for path in (out / "maps").iterdir()} == {

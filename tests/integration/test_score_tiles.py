@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -29,14 +30,18 @@ from hqtl_common.preprocess import image_to_pixels, open_image
 from hqtl_common.records import InferenceBatch
 from hqtl_common.tiles import tile_grid
 from serving.errors import OutputError
+from serving.photo_header import PhotoHeader
 from serving.scoring import Outcome, Request, score_folder
 from serving.scoring.facts import facts_of
+from serving.scoring.half_done import HalfDone
+from serving.scoring.heads import Part
 from serving.scoring.listing import Batch
 from serving.scoring.progress import Silent
 from serving.scoring.seen import Seen
 from serving.scoring.tile_pixels import Cut
 from serving.scoring.tile_process import TileProcess
-from serving.scoring.tiled import TileReader, deciding_tile
+from serving.scoring.tiled import PictureReader, TileReader
+from serving.scoring.unscored import deciding_tile
 from tests.tiny import tiny_bundle
 
 FILES = ("scores.jsonl", "scores.csv", "tiles.jsonl", "tiles.csv", "summary.json", "state.json")
@@ -179,7 +184,7 @@ def test_options_of_tiles_that_make_no_sense(scans: Path, bundle: ModelBundle, t
     for request, message in [
         (Request(overlap=3), "needs --tiles"),
         (Request(tiles=64, overlap=64), "less than the size of a tile, 64; got 64"),
-        (Request(refine_shots=5), "needs --refine-with"),
+        (Request(refine_shots=5), "need --refine-with"),
         (Request(backend="ibm:ibm_fez", refine_with="ibm:ibm_fez"), "comes after a free backend"),
     ]:
         with pytest.raises(ConfigError, match=message):
@@ -227,6 +232,31 @@ def test_facts_of_a_photograph() -> None:
     assert facts_of(b"no image").sha256 is not None
 
 
+@pytest.mark.parametrize("request_", [Request(batch_size=2), TILES], ids=["whole", "tiles"])
+def test_no_header_is_read_in_the_run_itself(
+    bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_: Request
+) -> None:
+    """The parsers of a hostile file may crash or hang where they cost one row only."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(photograph())
+    (tmp_path / "photos" / "cut.jpg").write_bytes(photograph(1)[:-8])
+    (tmp_path / "photos" / "no.png").write_bytes(b"no image")
+    score_folder(tmp_path / "photos", bundle.path, tmp_path / "here", request_)
+
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("opened in the run")
+
+    monkeypatch.setattr(Image, "open", opened)
+    score_folder(tmp_path / "photos", bundle.path, tmp_path / "apart", request_, isolated=True)
+    rows = rows_of(tmp_path / "apart")
+    assert rows == rows_of(tmp_path / "here")
+    assert [(row["width"], row["taken"] and row["taken"][:10], row["latitude"]) for row in rows] == [
+        (30, "2026-03-04", -33.51),
+        (40, "2026-03-04", -33.51),
+        (None, None, None),
+    ]
+
+
 def test_what_is_seen_beyond_the_record_is_forgotten(tmp_path: Path) -> None:
     tmp_path /= "50 %?#\udcff"
     tmp_path.mkdir()
@@ -255,18 +285,64 @@ def test_image_of_too_many_tiles_is_a_row_with_advice(bundle: ModelBundle, tmp_p
     assert (row["width"], row["tiles"]) == (300, None)
 
 
-def test_stop_within_an_image_begins_it_again(scans: Path, bundle: ModelBundle, tmp_path: Path) -> None:
-    asked: list[int] = []
+class Count(Silent):
+    """How many tiles of an image are done, each time it is told."""
 
-    class Count(Silent):
-        def within(self, tiles: int) -> None:
-            asked.append(tiles)
+    def __init__(self) -> None:
+        self.told: list[int] = []
 
-    stopped = score_folder(scans, bundle.path, tmp_path / "out", TILES, reporter=Count(), should_stop=lambda: len(asked) >= 2)
-    assert (stopped.complete, stopped.done, asked) == (False, 0, [4, 8])
-    score_folder(scans, bundle.path, tmp_path / "out", resume=True)
+    def within(self, done: int, kind: str | None = None) -> None:
+        self.told.append(done)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+@pytest.mark.parametrize("behind", [b"", b"half a write", bytes(4000)])
+def test_stop_within_an_image_goes_on_there(scans: Path, bundle: ModelBundle, tmp_path: Path, behind: bytes, isolated: bool) -> None:
+    first, second = Count(), Count()
+    stopped = score_folder(scans, bundle.path, tmp_path / "out", TILES, reporter=first, should_stop=lambda: len(first.told) >= 2)
+    assert (stopped.complete, stopped.done, first.told) == (False, 0, [4, 8])
+    with (tmp_path / "out" / "half.bin").open("ab") as file:
+        file.write(behind)  # what a kill or a crash of the machine may leave
+    score_folder(scans, bundle.path, tmp_path / "out", resume=True, reporter=second, isolated=isolated)
+    assert second.told[:2] == [12, 1]
     score_folder(scans, bundle.path, tmp_path / "whole", TILES)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+@given(
+    batches=st.lists(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=5), min_size=1, max_size=6),
+    known=st.booleans(),
+    lost=st.integers(0, 200),
+)
+def test_what_is_kept_of_an_image_comes_back_in_whole_writes(batches: list[list[float]], known: bool, lost: int) -> None:
+    parts = [[Part(np.full(3, value, np.float32), np.float32(value / 2) if known else None) for value in batch] for batch in batches]
+    with tempfile.TemporaryDirectory() as folder:
+        half = HalfDone(Path(folder))
+        half.begin(half.find("ab" * 32))
+        for batch in parts:
+            half.add(batch)
+            half.keep()
+        path = Path(folder, "half.bin")
+        path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - lost)])
+        assert half.find("cd" * 32).parts == ()
+        found = half.find("ab" * 32)
+        counts = np.cumsum([0, *map(len, batches)])
+        assert len(found.parts) in counts
+        assert lost or len(found.parts) == counts[-1]
+        for part, value in zip(found.parts, [value for batch in batches for value in batch], strict=False):
+            np.testing.assert_array_equal(part.angles, np.full(3, value, np.float32))
+            assert part.familiarity == (np.float32(value / 2) if known else None)
+        half.begin(found)
+        half.add(parts[0])
+        half.keep()
+        assert len(half.find("ab" * 32).parts) == len(found.parts) + len(batches[0]), "goes on behind the last whole write"
+        half.begin(half.find("cd" * 32))
+        half.add(parts[0])
+        half.keep()
+        assert half.find("ab" * 32).parts == ()
+        half.remove()
+        assert not path.exists()
 
 
 def write_scan(path: Path, edge: int) -> None:
@@ -281,7 +357,7 @@ def test_reading_takes_no_more_memory_for_a_larger_scan(bundle: ModelBundle, tmp
     for edge in (1000, 2000):
         write_scan(tmp_path / "scan.tif", edge)
         seen = Seen(tmp_path, 0)
-        reader = TileReader(tmp_path, Cut(bundle.preprocess, 224, 168, 4), seen, 0)
+        reader = TileReader(PictureReader(tmp_path, Cut(bundle.preprocess, 224, 168, 4)), seen, 0, HalfDone(None))
         tracemalloc.start()
         count = sum(len(item) for item in reader.stream(iter([Batch(0, (b"scan.tif",), True, 9)])) if isinstance(item, np.ndarray))
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -299,11 +375,11 @@ def test_a_scan_of_16000_pixels_takes_less_than_a_gigabyte(bundle: ModelBundle, 
     code = (
         "import resource, sys; from serving.cli import main\n"
         "try: main(sys.argv[1:])\n"
-        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        "finally: print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)), file=sys.stderr)"
     )
     options = [str(tmp_path / "scans"), "--bundle", str(bundle.path), "--out", str(tmp_path / "out"), "--tiles"]
     answer = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=True, env=os.environ)
-    assert int(answer.stderr.split()[-1]) < 1_000_000  # kilobytes
+    assert sum(map(int, answer.stderr.split()[-2:])) < 1_000_000  # kilobytes of the run and the process that reads the scan
     assert rows_of(tmp_path / "out")[0]["tiles"]["count"] == 95**2
 
 
@@ -375,9 +451,10 @@ def test_scan_that_crashes_the_decoder_costs_one_row(scans: Path, bundle: ModelB
 def test_process_that_was_ended_between_two_images_is_started_again(scans: Path, bundle: ModelBundle) -> None:
     process = TileProcess(Cut(bundle.preprocess, 224, 200, 4))
     for _ in range(2):
-        batches = process.batches(str(scans / "b.png"), b"b.png")
-        pixels = list(checked(batches))
+        header, *pixels, end = process.pictures(str(scans / "b.png"), b"b.png")
+        assert header == PhotoHeader(650, 430)
         assert sum(len(batch) for batch in pixels) == 12
+        assert (end.part, end.found.shape) == (None, (3, 4))
         (child,) = tile_processes()
         child.kill()
         child.wait()
@@ -391,9 +468,3 @@ def tile_processes() -> list[psutil.Process]:
         with suppress(psutil.Error):
             found += [child] if any("tile_process" in part for part in child.cmdline()) else []
     return found
-
-
-def checked(batches: Any) -> Any:
-    """The batches; what they return is looked at."""
-    grid = yield from batches
-    assert grid.shape == (3, 4)

@@ -19,6 +19,7 @@ from hqtl_common.tiles import tile_grid
 from serving.report.figures import Counts, wilson
 from serving.report.geojson import FeatureWriter, GeoWriter
 from serving.report.heatmaps import draw_map, map_name
+from serving.report.originals import Originals
 from serving.report.overview import overview
 from serving.report.page import _number, _percent
 from serving.report.regions import cell_edges, find_regions
@@ -140,7 +141,7 @@ def test_image_with_map_coordinates_of_an_unknown_system(tmp_path: Path) -> None
     image = ImageResult(1, row, (tile,))
     files = io.StringIO(), io.StringIO()
     writers = [FeatureWriter(file, {}) for file in files]
-    GeoWriter(tmp_path, writers[0], writers[1], "crack").add(image, find_regions(image.grid, image.marked("crack")), None)
+    GeoWriter(Originals(tmp_path), writers[0], writers[1], "crack").add(image, find_regions(image.grid, image.marked("crack")), None)
     for writer in writers:
         writer.finish()
     world, pixels = (json.loads(file.getvalue())["features"] for file in files)

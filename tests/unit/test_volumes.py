@@ -151,7 +151,7 @@ def test_a_header_alone_asks_for_no_memory(make: Callable[[np.ndarray], bytes]) 
 
 
 def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hqtl_common.volumes._MAX_UNPACKED", 1000)
+    monkeypatch.setattr("hqtl_common.volumes.MAX_UNPACKED", 1000)
     with pytest.raises(ImageDecodeError, match="unpacks to more than"):
         same_size(gzip.compress(bytes(100_000), mtime=0))
 
