@@ -1,6 +1,6 @@
 """The service beside the bare ONNX Runtime loop over tensors that are decoded already, in one run.
 
-    python benchmarks/serving.py --bundle BUNDLE [--images 384] [--clients 16] [--repeats 3] [--seconds 20] [--json]
+    python benchmarks/serving.py --bundle BUNDLE [--images 384] [--clients 16] [--repeats 3] [--seconds 20] [--starts 2] [--json]
 
 The service is ``bentoml serve`` with a key, the client another process that sends JPEG patches of 224 × 224; all of it shares the
 cores of this machine. The bare loop has no HTTP, no decoding and no head, and takes the best of several batch sizes.
@@ -8,8 +8,11 @@ Bare loop and service run in turns, so that a busy machine slows both; the media
 
 throughput       images per second with --clients requests of one image at once, and their ratio to the bare loop
 single request   median of one request after the other, and of the bare loop with one image
-at 70 % load     requests arrive at random times at 70 % of the throughput; median and 99th percentile from the intended arrival
+at 70 % load     requests arrive at 70 % of the throughput, evenly, and then at random times; median and 99th percentile from the
+                 intended arrival. Beside random arrivals stands an ideal queue: one that takes an image at a time, in the mean time
+                 of the throughput, and costs nothing else
 exact head       its share of the time of the backbone, for the best batch size
+cold start       seconds from the command to the first 200 of /readyz, without and with the page; the median of --starts
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +64,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=384)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20, help="of the 70 %% load")
+    parser.add_argument("--seconds", type=float, default=20, help="of each 70 %% load")
+    parser.add_argument("--starts", type=int, default=2, help="cold starts without and with the page; 0 leaves them out")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--client", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -73,7 +78,6 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float]:
     bundle = ModelBundle.load(arguments.bundle.absolute())
     paths = make_patches(work / "images", 64)
     bare = Bare(bundle, paths)
-    rates: list[float] = []
     found: dict[str, list[float]] = {name: [] for name in ("bare", "bare_single", "served", "single")}
     with served(arguments.bundle.absolute(), work) as (url, token):
         ask = {"url": url, "token": token, "files": [str(path) for path in paths]}
@@ -84,9 +88,9 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float]:
             found["served"].append(client({**ask, "mode": "closed", "clients": arguments.clients, "images": arguments.images})["rate"])
             found["bare_single"].append(statistics.median(bare.singles(48)))
             found["single"].append(statistics.median(client({**ask, "mode": "closed", "clients": 1, "images": 48})["seconds"]))
-        rates = client({**ask, "mode": "open", "rate": 0.7 * statistics.median(found["served"]), "for_s": arguments.seconds})["seconds"]
+        load = {"rate": 0.7 * statistics.median(found["served"]), "for_s": arguments.seconds}
+        even, random = (client({**ask, **load, "mode": mode})["seconds"] for mode in ("even", "random"))
     middle = {name: statistics.median(values) for name, values in found.items()}
-    p50, p99 = np.percentile(rates, [50, 99])
     return {
         "best_batch_size": best,
         "bare_images_per_second": middle["bare"],
@@ -95,11 +99,40 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float]:
         "bare_single_ms": 1000 * middle["bare_single"],
         "single_p50_ms": 1000 * middle["single"],
         "single_cost_ms": 1000 * (middle["single"] - middle["bare_single"]),
-        "load_p50_ms": 1000 * p50,
-        "load_p99_ms": 1000 * p99,
-        "load_p99_over_p50": p99 / p50,
+        **tail("even", even),
+        **tail("random", random),
+        **tail("ideal_random", [services / middle["served"] for services in ideal_queue(0.7)]),
         "head_share": bare.head_share(best),
+        **cold_starts(arguments, work),
     }
+
+
+def tail(name: str, seconds: list[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(seconds, [50, 99])
+    return {f"load_{name}_p50_ms": 1000 * p50, f"load_{name}_p99_ms": 1000 * p99, f"load_{name}_p99_over_p50": p99 / p50}
+
+
+def ideal_queue(load: float, requests: int = 200_000) -> list[float]:
+    """Times in a queue with random arrivals and one server that always takes the same time (M/D/1), in units of it."""
+    gaps = np.random.default_rng(0).exponential(1 / load, requests)
+    free, now, times = 0.0, 0.0, []
+    for gap in gaps:
+        now += gap
+        free = max(free, now) + 1
+        times.append(free - now)
+    return times
+
+
+def cold_starts(arguments: argparse.Namespace, work: Path) -> dict[str, float]:
+    """Where Gradio is not installed there is no page."""
+    pages = {"cold_start_s": "0"} | ({"cold_start_with_page_s": "1"} if find_spec("gradio") else {})
+    found: dict[str, list[float]] = {name: [] for name in pages}
+    for _ in range(arguments.starts):
+        for name, page in pages.items():
+            started = time.perf_counter()
+            with served(arguments.bundle.absolute(), work, HQTL_UI=page):
+                found[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in found.items() if seconds}
 
 
 class Bare:
@@ -150,7 +183,7 @@ def timed(function: Any) -> float:
 
 
 @contextmanager
-def served(bundle: Path, work: Path) -> Iterator[tuple[str, str]]:
+def served(bundle: Path, work: Path, **settings: str) -> Iterator[tuple[str, str]]:
     """A running service on a free port of this machine: its address and a key."""
     token, key = new_key("benchmark", Grants())
     with edit_keys(work / "keys.json") as keys:
@@ -158,7 +191,7 @@ def served(bundle: Path, work: Path) -> Iterator[tuple[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    variables = {"HQTL_BUNDLE": str(bundle), "HQTL_KEYS": str(work / "keys.json"), "BENTOML_DO_NOT_TRACK": "True"}
+    variables = {"HQTL_BUNDLE": str(bundle), "HQTL_KEYS": str(work / "keys.json"), "BENTOML_DO_NOT_TRACK": "True", **settings}
     command = [str(Path(sys.executable).with_name("bentoml")), "serve", "serving.service:HybridService", "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
     try:
@@ -170,14 +203,14 @@ def served(bundle: Path, work: Path) -> Iterator[tuple[str, str]]:
 
 
 def wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
+    for _ in range(1200):
         try:
             if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             if process.poll() is not None:
                 break
-        time.sleep(0.1)
+        time.sleep(0.05)
     sys.exit("the service did not become ready")
 
 
@@ -216,7 +249,9 @@ class Client:
         await asyncio.gather(*(one_after_the_other() for _ in range(self.ask["clients"])))
 
     async def open(self, http: httpx.AsyncClient) -> None:
-        gaps = np.random.default_rng(0).exponential(1 / self.ask["rate"], int(self.ask["rate"] * self.ask["for_s"]))
+        count = int(self.ask["rate"] * self.ask["for_s"])
+        scatter = np.random.default_rng(0).exponential(size=count) if self.ask["mode"] == "random" else np.ones(count)
+        gaps = scatter / self.ask["rate"]
         arrivals, started = np.cumsum(gaps), time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
             for number, arrival in enumerate(arrivals):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,10 +21,12 @@ from serving.jobs.answers import FallbackAnswer, JobAnswer
 from serving.jobs.office import JobOffice
 from serving.jobs.routes import IDEMPOTENCY_KEY, LOCATION, add_job_routes
 from serving.keys import KeyRing
+from serving.machines import Machines, Provider, open_machine
 from serving.metrics import CONTENT_TYPE_LATEST
 from serving.open_inference import add_open_inference
 from serving.openapi import BackendsAnswer, HealthAnswer, IndexAnswer, ModelAnswer, PredictAnswer, describe, errors, predict_body
 from serving.predictor import Predictor
+from serving.rates import RequestRates
 from serving.settings import ServiceSettings
 from serving.traffic import Traffic
 
@@ -69,7 +74,7 @@ def create_app(predictor: Predictor, ring: KeyRing | None, office: JobOffice | N
     add_inspect_route(app, desk, predictor, inspector)
     add_open_inference(app, desk, predictor)
     describe(app)
-    app.add_middleware(Authenticate, ring=ring)
+    app.add_middleware(Authenticate, ring=ring, rates=RequestRates(_meeting_place()))
     if predictor.settings.ui:
         _add_page(app, predictor, ring)
     install(app)
@@ -77,14 +82,28 @@ def create_app(predictor: Predictor, ring: KeyRing | None, office: JobOffice | N
     return app
 
 
+def _open_machine(predictor: Predictor, name: str) -> Provider:
+    predictor.load(name)
+    return open_machine(name)
+
+
+def _meeting_place() -> Path | None:
+    """A folder that BentoML's workers have in common."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(folder) if folder and Path(folder).is_dir() else None
+
+
 def _add_page(app: FastAPI, predictor: Predictor, ring: KeyRing | None) -> None:
     from serving.ui.door import PageDoor
+    from serving.ui.late import LatePage, check_installed
 
-    try:
+    def make() -> None:
         from serving.ui.page import mount_page
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"HQTL_UI=1 needs the package {error.name}: pip install 'hqtl[ui]', or unset it") from error
-    mount_page(app, predictor.bundle, predictor.settings)
+
+        mount_page(app, predictor.bundle, predictor.settings)
+
+    check_installed()
+    app.add_middleware(LatePage, make=make)
     app.add_middleware(PageDoor, ring=ring, settings=predictor.settings)
 
 
@@ -121,7 +140,8 @@ def _add_health(app: FastAPI, desk: Desk) -> None:
 
 
 def _add_descriptions(app: FastAPI, desk: Desk, predictor: Predictor) -> None:
-    closed = errors(401, 403, 503)
+    closed = errors(401, 403, 429, 503)
+    machines = Machines(partial(_open_machine, predictor))
 
     @app.get("/", summary="Where things are", responses={200: {"model": IndexAnswer}, **closed})
     async def index() -> JSONResponse:
@@ -139,7 +159,8 @@ def _add_descriptions(app: FastAPI, desk: Desk, predictor: Predictor) -> None:
         responses={200: {"model": BackendsAnswer}, **closed},
     )
     async def backends(request: Request) -> JSONResponse:
-        return JSONResponse(desk.describe_backends(request.state.key))
+        described = desk.describe_backends(request.state.key)
+        return JSONResponse({**described, "backends": await machines.describe(described["backends"])})
 
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 

@@ -17,10 +17,12 @@ from hqtl_common.errors import HqtlError
 from serving.errors import ForbiddenError, UnauthorizedError
 from serving.http_errors import answer_error
 from serving.keys import LOCAL, Key, KeyRing
+from serving.rates import RequestRates
 
 __all__ = ["OPEN_PATHS", "Authenticate", "is_loopback"]
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
+_PAGE = "/ui/"
 _HOW = "send it as 'Authorization: Bearer KEY' (keys are made by hqtl-keys add)"
 
 
@@ -30,11 +32,13 @@ class Authenticate:
     Args:
         app: What is behind the door.
         ring: The keys; None serves this machine without any.
+        rates: Counts the requests of each key.
     """
 
-    def __init__(self, app: ASGIApp, ring: KeyRing | None) -> None:
+    def __init__(self, app: ASGIApp, ring: KeyRing | None, rates: RequestRates) -> None:
         self.app = app
         self._ring = ring
+        self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -54,7 +58,10 @@ class Authenticate:
         if self._ring is None:
             _check_local(request)
             return LOCAL
-        return self._ring.find(_token(request))
+        key = self._ring.find(_token(request))
+        if not request.scope["path"].startswith(_PAGE):  # what the page asks for comes by here as well
+            self._rates.take(key.id, key.grants.requests_per_minute)
+        return key
 
 
 def is_loopback(host: str | None) -> bool:

@@ -60,6 +60,9 @@ def main() -> None:
 @click.option("--max-shots", type=click.IntRange(min=1), help="Shots per image.  [default: as many as the service allows]")
 @click.option("--qpu-seconds-per-day", type=click.FloatRange(min=0), default=0.0, show_default=True, help="On paid backends.")
 @click.option("--jobs-per-day", type=click.IntRange(min=0), default=0, show_default=True, help="Jobs that outlive a request.")
+@click.option(
+    "--requests-per-minute", type=click.IntRange(min=1, max=1_000_000), help="Of every kind, by all workers.  [default: without limit]"
+)
 @click.option("--expires", type=click.DateTime(["%Y-%m-%d"]), help="Day from which on it is refused (UTC).  [default: never]")
 @_reporting
 def add(
@@ -70,6 +73,7 @@ def add(
     max_shots: int | None,
     qpu_seconds_per_day: float,
     jobs_per_day: int,
+    requests_per_minute: int | None,
     expires: datetime | None,
 ) -> None:
     """Make a key for NAME and print it, once: only its hash is kept."""
@@ -80,7 +84,13 @@ def add(
     if no_backends and backends:
         raise click.UsageError("--no-backends and --backend exclude each other")
     chosen = () if no_backends else backends or ("*",)
-    grants = Grants(backends=chosen, max_shots=max_shots, qpu_seconds_per_day=qpu_seconds_per_day, jobs_per_day=jobs_per_day)
+    grants = Grants(
+        backends=chosen,
+        max_shots=max_shots,
+        qpu_seconds_per_day=qpu_seconds_per_day,
+        jobs_per_day=jobs_per_day,
+        requests_per_minute=requests_per_minute,
+    )
     token, key = new_key(name, grants, expires.replace(tzinfo=UTC) if expires else None)
     with edit_keys(path or default_path()) as keys:
         keys.append(key)
@@ -102,7 +112,7 @@ def list_keys(path: Path | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("id", "name", "state", "backends", "max shots", "QPU s/day", "jobs/day", "expires")
+    table = Table("id", "name", "state", "backends", "max shots", "QPU s/day", "jobs/day", "requests/min", "expires")
     for key in keys:
         table.add_row(*_row(key))
     Console().print(table)
@@ -123,7 +133,7 @@ def revoke(identifier: str, path: Path | None) -> None:
 
 def _row(key: Key) -> list[str]:
     grants = key.grants
-    limits = (grants.max_shots, grants.qpu_seconds_per_day, grants.jobs_per_day)
+    limits = (grants.max_shots, grants.qpu_seconds_per_day, grants.jobs_per_day, grants.requests_per_minute)
     figures = ["–" if limit is None else f"{limit:,g}" for limit in limits]
     return [
         key.id,

@@ -31,8 +31,9 @@ from hqtl_common.errors import ImageDecodeError, InputError, UnknownImageFormatE
 from hqtl_common.georeference import GeoReference
 from serving.decoder_process import DAMAGED, DIED, OK, REPLY, REQUEST, TOO_LARGE, UNKNOWN, Job
 from serving.errors import NotReadyError, TooLargeError
+from serving.photo_header import PhotoHeader
 
-__all__ = ["DecoderPool", "WholeImage"]
+__all__ = ["DecoderPool", "Described", "WholeImage"]
 
 logger = logging.getLogger("hqtl.decoder")
 
@@ -55,6 +56,19 @@ class WholeImage:
 
     values: NDArray[Any]
     georeference: GeoReference | None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """An image and what it says about itself.
+
+    Args:
+        found: What :meth:`DecoderPool.submit` gives without this, or the error that it raises.
+        header: Empty where the image ended its process.
+    """
+
+    found: F32 | WholeImage | InputError
+    header: PhotoHeader
 
 
 class DecoderPool:
@@ -86,7 +100,7 @@ class DecoderPool:
     def submit(self, data: bytes | bytearray) -> Future[Any]:
         """One encoded image → pixels (3, S, S) float32, or a :class:`WholeImage` where the job says so; in the order of the calls.
 
-        The future raises:
+        Where the job says so, it gives a :class:`Described` and raises only the last of these errors. The future raises:
             TooLargeError: Too many bytes or pixels, or too much memory.
             UnknownImageFormatError: No image of an allowed format.
             ImageDecodeError: Empty, damaged, not done in time, or the decoder died of it.
@@ -117,7 +131,17 @@ class DecoderPool:
             self._closed = True
             self._nursery.close()
 
-    def _decode(self, data: bytes | bytearray) -> F32 | WholeImage:
+    def _decode(self, data: bytes | bytearray) -> F32 | WholeImage | Described:
+        about: list[PhotoHeader] = []
+        try:
+            found = self._decoded(data, about)
+        except InputError as error:
+            if not self._job.described:
+                raise
+            return Described(error, about[0] if about else PhotoHeader())
+        return Described(found, about[0]) if self._job.described else found
+
+    def _decoded(self, data: bytes | bytearray, about: list[PhotoHeader]) -> F32 | WholeImage:
         if not data:
             raise ImageDecodeError("the file is empty")
         if len(data) > self._job.max_bytes:
@@ -129,6 +153,9 @@ class DecoderPool:
             except OSError as error:
                 slot = self._replace(slot, error)
                 code, text = slot.exchange(data, _START_S)
+            if self._job.described and code != DIED:
+                header, _, text = text.partition("\n")
+                about.append(PhotoHeader.from_text(header))
             if code == OK:
                 return slot.take_whole(text) if self._job.whole else slot.pixels.copy()
         except OSError as error:

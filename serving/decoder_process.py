@@ -26,12 +26,13 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from hqtl_common.errors import ImageDecodeError, InputError, UnknownImageFormatError
 from hqtl_common.preprocess import FORMATS, preprocess
 from hqtl_common.specs import PreprocessSpec
 from serving.errors import TooLargeError
+from serving.photo_header import header_of
 
 __all__ = ["DAMAGED", "DIED", "OK", "REPLY", "REQUEST", "TOO_LARGE", "UNKNOWN", "Job", "check_and_preprocess", "main"]
 
@@ -56,6 +57,7 @@ class Job:
         max_pixels: Largest width × height.
         timeout_s: Seconds for one image.
         whole: Keep the image as it is, upright, in place of the pixels of the bundle.
+        described: Also give what the image says about itself.
     """
 
     spec: PreprocessSpec
@@ -63,6 +65,7 @@ class Job:
     max_pixels: int
     timeout_s: float
     whole: bool = False
+    described: bool = False
 
     @property
     def image_at(self) -> int:
@@ -188,6 +191,13 @@ def _serve(slot: _Slot, job: Job) -> NoReturn:
 
 
 def _decode(data: bytes, job: Job, memory: mmap.mmap) -> tuple[int, str]:
+    """The code of the reply and its text, after a line of what the image says about itself where the job wants it."""
+    about = f"{header_of(data).to_text()}\n" if job.described else ""
+    code, text = _decoded(data, job, memory)
+    return code, about + text
+
+
+def _decoded(data: bytes, job: Job, memory: mmap.mmap) -> tuple[int, str]:
     text = ""
     try:
         if job.whole:
@@ -249,6 +259,8 @@ def _warm(job: Job) -> None:
 
         with contextlib.suppress(ImportError):
             from imagecodecs import webp_decode  # noqa: F401
+    if job.described:
+        _decode(_photograph(), job, scratch)
     more = ("jpeg", "zstd", "lzma", "tiff_adobe_deflate") if job.whole else ()
     plain = ("RGB", "L")  # what libtiff cannot write damages the memory of a process with Pillow 12
     for mode in ("RGB", "L", "1", "P", "RGBA", "CMYK", "I;16"):
@@ -263,6 +275,15 @@ def _warm(job: Job) -> None:
                     continue
                 for data in (buffer.getvalue(), buffer.getvalue()[:-20], buffer.getvalue()[:40]):
                     _decode(data, job, scratch)
+
+
+def _photograph() -> bytes:
+    """One that says when and where it was taken."""
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2000:01:01 00:00:00"
+    exif.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (1.0, 1.0, 1.0), 3: "E", 4: (1.0, 1.0, 1.0)})
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":

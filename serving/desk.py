@@ -7,13 +7,13 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from fastapi import Request
 
 from hqtl_common.records import InferenceBatch
 from serving import limits
+from serving.arrivals import SLOW_S, Arrival
 from serving.bodies import read_body
 from serving.errors import DeadlineError, FieldError, NotFoundError, NotReadyError, OverloadedError, SlowClientError
 from serving.forms import PredictOptions
@@ -62,6 +62,7 @@ class Desk:
         self._settings = predictor.settings
         self._ring = ring
         self._in_work = 0
+        self._arriving: dict[Arrival, asyncio.Timeout] = {}
         self._closing = False
         self._calibrations: dict[str, str] = {}  # of the backends that have run
         self._model = _model(predictor)
@@ -146,26 +147,42 @@ class Desk:
         self.check_ready()
         request.state.idempotency_key = idempotency_key(request)
         if self._in_work >= self._settings.max_requests:
-            raise OverloadedError(f"{self._in_work} requests are in work, the limit of this service; try again later")
-        arrival, started = _Arrival(request), asyncio.get_running_loop().time()
+            self._make_room()
+        arrival, started = Arrival(request), asyncio.get_running_loop().time()
         log = request.state.log = {}
         self._in_work += 1
         try:
             async with asyncio.timeout(self._settings.deadline_s) as deadline:
+                self._arriving[arrival] = deadline
                 chunks = arrival.chunks()
                 asked = await (read(chunks) if read else self._predictor.intake.read(read_body(request, chunks, self._settings)))
+                self._arriving.pop(arrival, None)
                 log |= self._check(request.state.key, asked)
                 deadline.reschedule(started + (asked.options.deadline_s or self._settings.deadline_s))
                 return await work(request, asked, deadline)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
-            if arrival.waiting:
-                raise SlowClientError(f"the body did not arrive within {self._settings.deadline_s:g} s, the limit here") from error
+            if arrival.waiting or arrival.gave_way:
+                limit = "while others waited" if arrival.gave_way else f"within {self._settings.deadline_s:g} s, the limit here"
+                raise SlowClientError(f"the body did not arrive {limit}") from error
             raise DeadlineError("the request was not done in time; send fewer images or shots, or allow a later deadline_s") from error
         finally:
             self._in_work -= 1
+            self._arriving.pop(arrival, None)
             log["bytes_in"] = arrival.received
+
+    def _make_room(self) -> None:
+        """Give up the request whose client has been waited for the longest, so that slow ones cannot keep others out.
+
+        Raises:
+            OverloadedError: All are in work, or arrive.
+        """
+        slowest = max((one for one in self._arriving if one.waiting), key=lambda one: one.waited, default=None)
+        if slowest is None or slowest.waited < SLOW_S:
+            raise OverloadedError(f"{self._in_work} requests are in work, the limit of this service; try again later")
+        slowest.gave_way = True
+        self._arriving.pop(slowest).reschedule(asyncio.get_running_loop().time())
 
     async def _predict(self, request: Request, asked: PredictRequest, deadline: asyncio.Timeout) -> Reply:
         if self._office is not None and self._office.is_paid(asked.options):
@@ -206,18 +223,16 @@ class Desk:
         return Reply(200 if job.state in FINISHED else 202, await self.office.show(job), headers)
 
     def describe_model(self) -> dict[str, Any]:
-        """The manifest with its own hash, and the limits."""
+        """The manifest with its own hash, how the backbone runs, and the limits."""
         return self._model
 
     def describe_backends(self, key: Key) -> dict[str, Any]:
         """The backends on offer with what each can do and whether the key may use it."""
         described = self._predictor.describe_backends()
-        now = datetime.now(UTC)
         for entry in described["backends"]:
-            calibration = self._calibrations.get(entry["name"])
             entry["allowed"] = limits.may_use(key, entry["name"])
             entry["price_class"] = "paid" if entry["paid"] else "free"
-            entry["calibration"], entry["calibration_age_days"] = calibration, _age_days(calibration, now)
+            entry["calibration"] = self._calibrations.get(entry["name"])
         return {**described, "key": {"id": key.id, "name": key.name, "grants": key.grants.model_dump(mode="json")}}
 
     def _check(self, key: Key, asked: PredictRequest) -> dict[str, Any]:
@@ -238,24 +253,6 @@ class Desk:
         return {"images": len(asked.filenames)}
 
 
-class _Arrival:
-    """The body of a request; ``waiting`` while the next chunk is the client's to send."""
-
-    def __init__(self, request: Request) -> None:
-        self._body = request.stream()
-        self.waiting = False
-        self.received = 0
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        self.waiting = True
-        async for chunk in self._body:
-            self.waiting = False
-            self.received += len(chunk)
-            yield chunk
-            self.waiting = True
-        self.waiting = False
-
-
 async def _is_done(running: Future[InferenceBatch], seconds: float) -> bool:
     """Wait for it, but no longer; it goes on in any case."""
     waiting = asyncio.wrap_future(running)
@@ -271,12 +268,4 @@ def _most_shots(options: PredictOptions) -> int | None:
 def _model(predictor: Predictor) -> dict[str, Any]:
     bundle = predictor.bundle
     written = bundle.manifest.to_bytes()
-    return {**json.loads(written), "limits": predictor.settings.limits}
-
-
-def _age_days(calibration: str | None, now: datetime) -> float | None:
-    try:
-        date = datetime.fromisoformat(calibration or "")
-    except ValueError:
-        return None
-    return round((now - (date if date.tzinfo else date.replace(tzinfo=UTC))).total_seconds() / 86400, 2)
+    return {**json.loads(written), "runtime": predictor.runtime, "limits": predictor.settings.limits}

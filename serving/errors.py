@@ -21,6 +21,7 @@
         ├── NotReadyError                             the service has not started, or is about to end
         ├── OverloadedError                           too many requests are in work
         ├── QuotaError                                the key has used up what it may spend in a day
+        ├── RateLimitError                            the key sends requests faster than it may
         ├── SlowClientError (TimeoutError)            the body did not arrive in time
         └── UnauthorizedError (PermissionError)       no key, or none that is good
 """
@@ -43,6 +44,7 @@ __all__ = [
     "OutputError",
     "OverloadedError",
     "QuotaError",
+    "RateLimitError",
     "RejectedImageError",
     "ServiceError",
     "SlowClientError",
@@ -134,6 +136,19 @@ class QuotaError(ServiceError):
     Args:
         message: What was granted and what was asked.
         retry_after_s: Seconds until the next day begins (UTC).
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimitError(ServiceError):
+    """A key sends requests faster than it was granted.
+
+    Args:
+        message: What was granted.
+        retry_after_s: Seconds until the next request is taken.
     """
 
     def __init__(self, message: str, retry_after_s: int) -> None:

@@ -53,6 +53,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (own.ConflictError, 409),
     (own.OverloadedError, 429),
     (own.QuotaError, 429),
+    (own.RateLimitError, 429),
     (own.NotReadyError, 503),
     (own.KeysUnavailableError, 503),
     (own.SlowClientError, 408),
@@ -96,7 +97,7 @@ def answer_error(request: Request, error: Exception) -> JSONResponse:
     if status > 500:
         logger.warning("%s: %s", type(error).__name__, error, extra={"request_id": request.state.request_id})
     answer = envelope(request, status, code_of(error), str(error), _detail(error))
-    if isinstance(error, own.QuotaError):
+    if isinstance(error, own.QuotaError | own.RateLimitError):
         answer.headers["retry-after"] = str(error.retry_after_s)
     return answer
 

@@ -47,12 +47,14 @@ class Grants(_Strict):
         max_shots: Shots per image; None = as many as the service allows.
         qpu_seconds_per_day: On paid backends, per day (UTC); None = without limit.
         jobs_per_day: Per day (UTC); None = without limit.
+        requests_per_minute: Of every kind; None = without limit.
     """
 
     backends: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ("*",)
     max_shots: Annotated[int | None, Field(ge=1)] = None
     qpu_seconds_per_day: Annotated[float | None, Field(ge=0)] = 0.0
     jobs_per_day: Annotated[int | None, Field(ge=0)] = 0
+    requests_per_minute: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
 
 
 class Key(_Strict):

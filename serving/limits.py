@@ -9,7 +9,7 @@ from hqtl_common.backends.registry import backend_capabilities
 from serving.errors import FieldError, ForbiddenError, QuotaError
 from serving.keys import Key
 
-__all__ = ["check_request", "check_spending", "day_start", "may_use", "refuse_paid"]
+__all__ = ["check_request", "check_spending", "day_start", "may_use", "refuse_paid", "seconds_left"]
 
 
 def may_use(key: Key, backend: str) -> bool:
@@ -66,14 +66,12 @@ def check_spending(key: Key, *, jobs_today: int, qpu_seconds_today: float, jobs:
     """
     grants = key.grants
     if grants.jobs_per_day is not None and jobs_today + jobs > grants.jobs_per_day:
-        raise QuotaError(
-            f"the key {key.id} may submit {grants.jobs_per_day:,} jobs a day and has submitted {jobs_today:,}", _seconds_left()
-        )
+        raise QuotaError(f"the key {key.id} may submit {grants.jobs_per_day:,} jobs a day and has submitted {jobs_today:,}", seconds_left())
     if grants.qpu_seconds_per_day is not None and qpu_seconds_today + qpu_seconds > grants.qpu_seconds_per_day:
         limit = grants.qpu_seconds_per_day
         raise QuotaError(
             f"the key {key.id} may spend {limit:g} QPU seconds a day; {qpu_seconds_today:.1f} are spent and this needs {qpu_seconds:.1f}",
-            _seconds_left(),
+            seconds_left(),
         )
 
 
@@ -82,6 +80,7 @@ def day_start(now: datetime | None = None) -> datetime:
     return (now or datetime.now(UTC)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-def _seconds_left() -> int:
+def seconds_left() -> int:
+    """Until the next day of the quotas begins."""
     now = datetime.now(UTC)
     return max(1, int((day_start(now) + timedelta(days=1) - now).total_seconds()))

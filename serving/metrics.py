@@ -16,7 +16,10 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-__all__ = ["CONTENT_TYPE_LATEST", "Metrics", "shots_of"]
+from hqtl_common.calibration import NOISE_FREE
+from hqtl_common.manifest import Manifest
+
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics", "reference_means", "shots_of"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TENTHS = tuple(k / 10 for k in range(1, 11))
@@ -29,7 +32,7 @@ class Metrics:
 
     Args:
         version: Of the software, the label ``service_version``.
-        reference: Mean of each watched quantity when the bundle was made: ``score`` and ``familiarity`` where it is known.
+        reference: Mean of each watched quantity when the bundle was made, where it is known; see :func:`reference_means`.
     """
 
     def __init__(self, version: str, reference: Mapping[str, float] | None = None) -> None:
@@ -59,6 +62,7 @@ class Metrics:
         self._queue = histogram("hqtl_queue_seconds", "Waiting time before a stage begins", _SECONDS, "stage")
         self._rejected = counter("hqtl_rejected_total", "Requests answered with an error, by its code", "reason")
         self._deaths = counter("hqtl_decoder_deaths_total", "Decoder processes that an image has ended", "cause")
+        self._backbone = gauge("hqtl_backbone_info", "How the backbone runs; always 1", "livemostrecent", "precision", "providers")
         self._jobs = gauge("hqtl_jobs", "Jobs by state", "livemostrecent", "state")
         self._labels = counter("hqtl_labels_total", "Images by label given", "label")
         self._reviews = counter("hqtl_reviews_total", "Images that a person should look at")
@@ -67,8 +71,10 @@ class Metrics:
             "familiarity": histogram("hqtl_familiarity", "How much an image is like those of the training", _TENTHS),
         }
         self._mean = gauge("hqtl_recent_mean", "Running mean of a watched quantity", "livemostrecent", "quantity")
+        self._drift = gauge("hqtl_drift", "Running mean less the mean when the bundle was made", "livemostrecent", "quantity")
+        self._reference = dict(reference or {})
         reference_gauge = gauge("hqtl_reference_mean", "Mean of a watched quantity when the bundle was made", "livemostrecent", "quantity")
-        for quantity, value in (reference or {}).items():
+        for quantity, value in self._reference.items():
             reference_gauge.labels(quantity).set(value)
 
     def begin(self) -> None:
@@ -102,11 +108,17 @@ class Metrics:
             self._labels.labels(prediction["label"]).inc()
             self._watch("score", prediction["probabilities"][positive])
             self._watch("familiarity", prediction.get("familiarity"))
+            self._watch("positive", float(prediction["label"] == positive))
+            self._watch("review", float(bool(prediction.get("review"))))
         self._reviews.inc(sum(bool(prediction.get("review")) for prediction in predictions))
 
     def waited(self, stage: str, seconds: float) -> None:
         """Work has waited for a stage: ``backbone`` or ``head``."""
         self._queue.labels(stage).observe(seconds)
+
+    def set_backbone(self, precision: str, providers: str) -> None:
+        """What the backbone computes with, and where."""
+        self._backbone.labels(precision, providers).set(1)
 
     def decoder_died(self, cause: str) -> None:
         """An image has ended a decoder; ``cause`` is a signal or an exit code."""
@@ -128,10 +140,32 @@ class Metrics:
     def _watch(self, quantity: str, value: float | None) -> None:
         if value is None:
             return
-        self._watched[quantity].observe(value)
+        if quantity in self._watched:
+            self._watched[quantity].observe(value)
         mean = self._means.get(quantity, value)
         self._means[quantity] = mean + (value - mean) / _MEMORY
         self._mean.labels(quantity).set(self._means[quantity])
+        if quantity in self._reference:
+            self._drift.labels(quantity).set(self._means[quantity] - self._reference[quantity])
+
+
+def reference_means(manifest: Manifest) -> dict[str, float]:
+    """Means of what is watched, as far as a bundle knows them of its test images.
+
+    ``score`` is the mean probability of the positive label, ``positive`` the share of answers with it; both were measured before the
+    bundle was calibrated, so that one whose calibration changes them has no reference. By its definition the familiarity of images
+    like those held out is spread evenly over 0…1.
+    """
+    found = {"familiarity": 0.5} if manifest.familiarity else {}
+    tested, applied = manifest.metrics.get("test", {}), manifest.applied_to(NOISE_FREE, None, noise_free=True)
+    if applied.temperature != 1.0:
+        return found
+    if "mean_score" in tested:
+        found["score"] = float(tested["mean_score"])
+    answers = [sum(column) for column in zip(*tested.get("confusion", ()), strict=True)]  # by label
+    if sum(answers) and applied.threshold in (None, 0.5):
+        found["positive"] = answers[manifest.labels.index(manifest.positive_label)] / sum(answers)
+    return found
 
 
 def shots_of(answer: Mapping[str, Any]) -> int:

@@ -142,7 +142,7 @@ def _add_health(app: FastAPI, desk: Desk, model: ModelMetadata) -> None:
         desk.check_ready()
         return JSONResponse({"ready": True})
 
-    closed = _errors(401, 403, 503)
+    closed = _errors(401, 403, 429, 503)
 
     @app.get("/v2", summary="What this service is", responses={200: {"model": ServerAnswer}, **closed})
     async def server() -> JSONResponse:
@@ -158,7 +158,7 @@ def _add_health(app: FastAPI, desk: Desk, model: ModelMetadata) -> None:
         return JSONResponse({"name": name, "ready": True})
 
     for path, shown in _PATHS.items():
-        about = {200: {"model": ModelMetadata}, **_errors(401, 403, 404, 422, 503)}
+        about = {200: {"model": ModelMetadata}, **_errors(401, 403, 404, 422, 429, 503)}
         app.get(path, summary="Inputs and outputs of the model", responses=about, include_in_schema=shown)(describe)
         about = {**about, 200: {"model": ModelReadyAnswer}}
         app.get(f"{path}/ready", summary="The model answers", responses=about, include_in_schema=shown)(model_ready)

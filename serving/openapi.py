@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from hqtl_common.manifest import Manifest
 from hqtl_common.records import ExecutionRecord
 from serving.auth import OPEN_PATHS
+from serving.examples import EXAMPLES
 from serving.forms import IMAGE_FIELD, PredictOptions
 from serving.keys import Grants
 from serving.settings import ServiceSettings
@@ -37,13 +39,15 @@ _MEANING = {
     413: ("too_large", "Too many bytes, pixels or images."),
     415: ("unknown_image_format", "Another type of body, or no image of an allowed format."),
     422: ("field", "A damaged image, or a field that is unknown or out of range."),
-    429: ("overloaded", "Too many requests are in work, or a quota is used up."),
+    429: ("overloaded", "Too many requests are in work or came in a minute, or a quota is used up."),
     502: ("job_failed", "The backend failed."),
     503: ("backend_unavailable", "The backend, the keys or the service cannot be used now."),
     504: ("deadline", "Not done in time."),
 }
 _REQUEST_ID = {"description": "The id of the request, also in the log", "schema": {"type": "string"}}
 _RETRY_AFTER = {"description": "Seconds to wait", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
+# Where pydantic cannot place a bound (behind a validator of ours) it leaves its own word beside the alternatives.
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _KEY: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}]
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key made by hqtl-keys add"},
@@ -104,18 +108,25 @@ class _Explanation(_Exact):
     circuit: Annotated[str, Field(description="The head in OpenQASM 3")]
 
 
+class _Runtime(_Exact):
+    precision: Annotated[Literal["fp32", "fp16", "int8"], Field(description="What the backbone computes with")]
+    providers: Annotated[list[str], Field(description="Where it computes, the preferred one first: cpu, cuda, tensorrt")]
+
+
 class PredictAnswer(_Exact):
     """The answers in the order of the images, and what produced them."""
 
     predictions: list[_Prediction]
     execution: ExecutionRecord
+    runtime: _Runtime | None = None
     explanation: _Explanation | None = None
 
 
 class ModelAnswer(Manifest):
-    """The manifest of the bundle, its own hash, and the limits of this service."""
+    """The manifest of the bundle, its own hash, how its backbone runs here, and the limits of this service."""
 
     manifest_sha256: str
+    runtime: _Runtime
     limits: dict[str, float]
 
 
@@ -124,8 +135,14 @@ class _Backend(_Exact):
     available: Annotated[bool, Field(description="The package behind it is installed")]
     allowed: Annotated[bool, Field(description="The key may use it")]
     price_class: Literal["free", "paid"]
-    calibration: Annotated[str | None, Field(description="Date of its noise data, once it has run here")]
+    calibration: Annotated[
+        str | None, Field(description="Date of its noise data: of a machine the last one, of a simulator's once it has run")
+    ]
     calibration_age_days: float | None
+    queue: Annotated[int | None, Field(ge=0, description="Jobs that wait for the machine; null where there is none, or it is not known")]
+    operational: Annotated[bool | None, Field(description="The machine takes jobs; null likewise")]
+    unknown_because: Annotated[str | None, Field(description="Why the machine's queue is not known; null if it is, or there is none")]
+    checked: Annotated[AwareDatetime | None, Field(description="When the machine was asked")]
     summary: str
     exact: bool
     shots: bool
@@ -160,6 +177,12 @@ def predict_body(settings: ServiceSettings) -> dict[str, Any]:
     fields = {name: _plain(schema) for name, schema in options.items()}
     for name, maximum in (("shots", settings.max_shots), ("max_shots", settings.max_shots), ("deadline_s", settings.deadline_s)):
         fields[name]["maximum"] = maximum
+    fields["backend"] |= {"enum": list(settings.backends)}
+    if settings.webhook_hosts:
+        scheme = "https?" if settings.webhook_private else "https"
+        fields["webhook"] |= {"pattern": f"^{scheme}://({'|'.join(map(re.escape, settings.webhook_hosts))})(/[!-~]*)?$"}
+    else:
+        del fields["webhook"]
     image = {"type": "string", "format": "binary", "description": "PNG, JPEG, TIFF, BMP or WebP, told by its content"}
     form = {
         "type": "object",
@@ -181,7 +204,7 @@ def predict_body(settings: ServiceSettings) -> dict[str, Any]:
                 "in": "query",
                 "required": False,
                 "schema": schema,
-                "description": "With an octet stream only; in a form, a field",
+                "description": "Or a field of the form, but not both",
             }
             for name, schema in fields.items()
         ],
@@ -199,6 +222,7 @@ def describe(app: FastAPI) -> None:
                 for operation in operations.values():
                     operation["security"] = [] if path in OPEN_PATHS else _KEY
                     _add_headers(operation["responses"])
+                    _add_examples(operation["responses"])
             app.openapi_schema = schema
         return app.openapi_schema
 
@@ -215,8 +239,9 @@ def _response(status: int) -> dict[str, Any]:
 def _plain(schema: dict[str, Any]) -> dict[str, Any]:
     """A field as it may be sent: pydantic's ``null`` means that it is left out."""
     shown = next((one for one in schema.get("anyOf", ()) if one.get("type") != "null"), schema)
-    kept = {key: value for key, value in shown.items() if key not in ("title", "default", "anyOf")}
-    return {**kept, **({"description": schema["description"]} if "description" in schema else {})}
+    bounds = {_BOUNDS[key]: value for key, value in schema.items() if key in _BOUNDS}
+    kept = {key: value for key, value in shown.items() if key not in ("title", "default", "anyOf", *_BOUNDS)}
+    return {**kept, **bounds, **({"description": schema["description"]} if "description" in schema else {})}
 
 
 def _add_headers(responses: dict[str, Any]) -> None:
@@ -225,3 +250,13 @@ def _add_headers(responses: dict[str, Any]) -> None:
         headers["X-Request-ID"] = _REQUEST_ID
         if status in ("429", "503"):
             headers["Retry-After"] = _RETRY_AFTER
+
+
+def _add_examples(responses: dict[str, Any]) -> None:
+    """To every good answer in JSON whose schema has a name, or is a choice of such."""
+    for status, response in responses.items():
+        body = response.get("content", {}).get("application/json", {})
+        schema = body.get("schema", {})
+        names = [one["$ref"].rpartition("/")[2] for one in schema.get("anyOf", [schema]) if "$ref" in one]
+        if int(status) < 400 and names and names[0] in EXAMPLES:
+            body["example"] = EXAMPLES[names[0]]

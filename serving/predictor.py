@@ -1,8 +1,4 @@
-"""One bundle and the backends that the operator offers: requests in, answers out. Knows no HTTP.
-
-Each backend family has a lane, a thread of its own: a slow backend never holds up a fast one, and simulators that share
-global state run one request at a time.
-"""
+"""One bundle and the backends that the operator offers: requests in, answers out. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -10,14 +6,12 @@ import asyncio
 import dataclasses
 import json
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import hqtl_common
 from hqtl_common.backends.base import Backend
@@ -30,7 +24,8 @@ from serving.batcher import Batcher
 from serving.errors import FieldError, ForbiddenBackendError
 from serving.forms import PredictOptions
 from serving.intake import Intake, PredictRequest
-from serving.metrics import Metrics
+from serving.lanes import HeadLane
+from serving.metrics import Metrics, reference_means
 from serving.settings import ServiceSettings
 
 __all__ = ["Predictor", "open_classifier"]
@@ -57,24 +52,28 @@ class Predictor:
             raise ConfigError(f"the bundle {str(self.bundle.path)!r} classifies volumes and this service takes images: use hqtl-score")
         self.bundle_hash = str(json.loads(self.bundle.manifest.to_bytes())["manifest_sha256"])
         self._circuit = self.bundle.read("head.qasm").decode()
-        # By its definition the familiarity of images like those held out is spread evenly over 0…1.
-        self.metrics = Metrics(hqtl_common.__version__, {"familiarity": 0.5} if self.bundle.manifest.familiarity else {})
+        self.metrics = Metrics(hqtl_common.__version__, reference_means(self.bundle.manifest))
         self.intake = Intake(self.bundle.preprocess, settings, self.metrics.decoder_died)  # starts while the rest is loaded
         try:
-            self._classifier = open_classifier(self.bundle, settings.threads)
+            for name in settings.preload:
+                self.load(name)
+            self._classifier = open_classifier(self.bundle, settings)
             self.intake.wait_ready()
         except Exception:
             self.intake.close()
             raise
-        self._backbone = Batcher(self._featurize, settings.max_batch, partial(self.metrics.waited, "backbone"))
+        self.runtime = {"precision": self.bundle.manifest.precision_name, "providers": list(self._classifier.providers)}
+        self.metrics.set_backbone(self.bundle.manifest.precision_name, ",".join(self._classifier.providers))
+        self._backbone = Batcher(self._classifier.extract, settings.max_batch, partial(self.metrics.waited, "backbone"))
+        waited = partial(self.metrics.waited, "head")
         patterns = {family_of(name).pattern for name in settings.backends}
-        self._lanes = {pattern: ThreadPoolExecutor(1, thread_name_prefix=f"head-{pattern}") for pattern in patterns}
+        self._lanes = {name: HeadLane(self._run_head, f"head-{name}", settings.max_total_shots, waited) for name in patterns}
 
     def close(self) -> None:
         """Stop the threads once what they run is done."""
         self.intake.close()
         for lane in self._lanes.values():
-            lane.shutdown(cancel_futures=True)
+            lane.close()
         self._backbone.close()
         self._classifier.close()
 
@@ -103,8 +102,7 @@ class Predictor:
             ConfigError: A threshold, and the bundle has more than two classes.
             BackendError: The head could not be run.
         """
-        lane = self._lanes[family_of(self._name(options)).pattern]
-        return lane.submit(self._run_head, batch, options, time.perf_counter())
+        return self._lanes[family_of(self._name(options)).pattern].submit(batch, options)
 
     def run_paid(self, batch: InferenceBatch, options: PredictOptions, **limits: Any) -> InferenceBatch:
         """Run the head where it may take days, in the thread of the caller.
@@ -148,12 +146,13 @@ class Predictor:
         return answer
 
     def describe(self, filenames: Sequence[str], batch: InferenceBatch, *, explain: bool = False) -> dict[str, Any]:
-        """An answer, JSON-ready: ``predictions``, ``execution`` and the explanation."""
+        """An answer, JSON-ready: ``predictions``, ``execution``, how the backbone runs, and the explanation."""
         assert batch.execution is not None
         answers = zip(filenames, batch.predictions(), strict=True)
         answer: dict[str, Any] = {
             "predictions": [{"filename": filename, **prediction.to_dict()} for filename, prediction in answers],
             "execution": batch.execution.to_dict(),
+            "runtime": self.runtime,
         }
         return answer | self._explain(batch) if explain else answer
 
@@ -191,13 +190,7 @@ class Predictor:
     def _name(self, options: PredictOptions) -> str:
         return options.backend or self.settings.default_backend
 
-    def _featurize(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        features = self._classifier.featurize(InferenceBatch(pixels=pixels)).features
-        assert features is not None
-        return features
-
-    def _run_head(self, batch: InferenceBatch, options: PredictOptions, asked: float) -> InferenceBatch:
-        self.metrics.waited("head", time.perf_counter() - asked)
+    def _run_head(self, batch: InferenceBatch, options: PredictOptions) -> InferenceBatch:
         backend = _make_backend(self._name(options), options)
         try:
             return self._classifier.run(batch, backend=backend, threshold=options.threshold, max_shots=options.max_shots)
@@ -210,13 +203,15 @@ class Predictor:
         return {"explanation": {"features": batch.features.tolist(), "weights": self.bundle.weights.tolist(), "circuit": self._circuit}}
 
 
-def open_classifier(bundle: ModelBundle, threads: int | None) -> HybridClassifier:
+def open_classifier(bundle: ModelBundle, settings: ServiceSettings) -> HybridClassifier:
     """The classifier of a bundle, which has classified a blank image.
 
     Raises:
         BundleError: It cannot.
+        ConfigError: A provider cannot be used here.
     """
-    classifier, size = HybridClassifier(bundle, threads=threads), bundle.preprocess.size
+    size = bundle.preprocess.size
+    classifier = HybridClassifier(bundle, threads=settings.threads, providers=settings.providers, max_batch=settings.max_batch)
     try:
         classifier.run(InferenceBatch(pixels=np.zeros((1, 3, size, size), dtype=np.float32)))
     except Exception as error:  # of the bundle's or ONNX Runtime's making

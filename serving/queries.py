@@ -11,7 +11,7 @@ from starlette.requests import Request
 from serving.errors import BodyError, FieldError
 from serving.forms import PredictOptions
 
-__all__ = ["idempotency_key", "query_options"]
+__all__ = ["idempotency_key", "query_fields", "query_options"]
 
 _MAX_FIELDS = 32
 
@@ -28,17 +28,28 @@ def query_options(request: Request, known: Collection[str], own: Collection[str]
         BodyError: Too many parameters.
         FieldError: One that is unknown, given twice, or has a value that cannot be used.
     """
+    return PredictOptions.from_fields({name: value for name, value in query_fields(request, [*own, *known]).items() if name in known})
+
+
+def query_fields(request: Request, known: Collection[str]) -> dict[str, str]:
+    """What stands in the query of a request, by name.
+
+    Raises:
+        BodyError: Too many parameters.
+        FieldError: One that is unknown, or given twice.
+    """
     try:
         pairs = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_FIELDS)
     except ValueError as error:
         raise BodyError(f"the query has more than {_MAX_FIELDS} fields") from error
-    names = [name for name, _ in pairs]
-    for name in names:
-        if name not in known and name not in own:
-            raise FieldError(name, f"is unknown; known are {', '.join([*own, *known])}")
-        if names.count(name) > 1:
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in known:
+            raise FieldError(name, f"is unknown; known are {', '.join(known)}")
+        if name in fields:
             raise FieldError(name, "is given twice")
-    return PredictOptions.from_fields({name: value for name, value in pairs if name in known})
+        fields[name] = value
+    return fields
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HybridService"]
 
+_SWITCH_S = 0.0005  # the thread of the backbone waits no longer than this for Python, so that the cores are never idle for long
+
 
 class _Front:
     """ASGI middleware that hands every request to our application: nothing of BentoML's own routes can be reached past its door."""
@@ -55,6 +57,7 @@ class _Front:
     traffic={"timeout": 60},  # above every deadline of our own, so that each error has our envelope
     http={"host": "127.0.0.1", "port": 3000},
     metrics={"enabled": False},  # labelled by path, without a bound; ours have the same names
+    tracing={"excluded_urls": ["."]},  # a millisecond of each request, for spans that are not collected; BENTOML_CONFIG can have them
     logging={"access": {"enabled": False}},  # ours are JSON
 )
 class HybridService:
@@ -68,6 +71,7 @@ class HybridService:
         in_worker = bentoml.server_context.worker_index is not None
         if in_worker:
             logs.configure()
+            sys.setswitchinterval(_SWITCH_S)
         try:
             settings = ServiceSettings.from_environment(os.environ)
             if in_worker:
@@ -78,6 +82,10 @@ class HybridService:
         except HqtlError as error:
             _end_worker(error)
             raise
+        if in_worker:
+            from serving.connections import TimedProtocol
+
+            TimedProtocol.patience_s = settings.header_timeout_s
         self._app = _Front.app = create_app(self._predictor, ring, self._office)
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
@@ -94,10 +102,10 @@ class HybridService:
         try:
             settings = ServiceSettings.from_environment(os.environ)
             open_ring(settings)
-            open_classifier(ModelBundle.load(settings.bundle), settings.threads).close()
+            open_classifier(ModelBundle.load(settings.bundle), settings).close()
         except HqtlError as error:
             raise SystemExit(_line(error)) from None
-        for name in ("bundle", "keys", "jobs"):  # a worker has another working directory
+        for name in ("bundle", "keys", "jobs", "webhook_ca"):  # a worker has another working directory
             if path := getattr(settings, name):
                 os.environ[f"HQTL_{name.upper()}"] = str(path.absolute())
 
@@ -112,6 +120,10 @@ class HybridService:
 
 
 HybridService.add_asgi_middleware(_Front)  # type: ignore[attr-defined]
+if bentoml.server_context.worker_index is not None:  # a worker is about to start its server
+    from serving.connections import guard_connections
+
+    guard_connections()
 
 
 def _check_bind(settings: ServiceSettings) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 
 from hqtl_common.backends.registry import backend_names, family_of
 from hqtl_common.errors import ConfigError, UnknownBackendError
+from hqtl_common.providers import CPU, PROVIDERS, check_provider_names
 
 __all__ = ["DEFAULT_BACKENDS", "MAX_DEADLINE_S", "ServiceSettings"]
 
@@ -34,6 +35,16 @@ def _backends(value: object) -> object:
                 raise ValueError(str(error)) from error
         if len(set(names)) != len(names):
             raise ValueError("a backend is named twice")
+    return names
+
+
+def _providers(value: object) -> object:
+    names = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+    if isinstance(names, tuple):
+        try:
+            check_provider_names(names)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
     return names
 
 
@@ -62,6 +73,8 @@ class ServiceSettings(BaseModel):
         max_requests: Predictions in work at once; further ones are answered 429.
         max_batch: Images that the backbone takes in one call.
         threads: Threads of the backbone, None for the cores of the machine.
+        providers: Where the backbone computes, the preferred one first.
+        preload: Backends whose packages are loaded at the start; the others are when a request first needs them.
         decoders: Processes that decode images, None for the cores of the machine.
         decode_timeout_s: Seconds for decoding one image.
         deadline_s: Seconds for one request, upload included.
@@ -75,9 +88,13 @@ class ServiceSettings(BaseModel):
         jobs_settle_s: How long a paid job may be accepted and not yet listed.
         max_waiting_jobs: Unfinished jobs at once.
         max_running_jobs: Paid jobs that are followed at once.
+        max_qpu_seconds_per_day: What all keys together may spend on paid backends, per day (UTC); None = without limit.
+        max_paid_jobs_per_day: Jobs of providers that all keys together may submit, per day (UTC); None = without limit.
         webhook_hosts: Hosts (``name`` or ``name:port``) that may be told of a finished job; empty: none.
         webhook_secret: Signs what they are told.
         webhook_private: Allow private addresses and plain HTTP among them.
+        webhook_ca: File of certificates (PEM) that are trusted in place of the system's.
+        header_timeout_s: Seconds in which the head of a request must arrive.
         max_inspect_bytes: Largest encoded image to be inspected.
         max_inspect_pixels: Largest width × height of it.
         max_tiles: Tiles of one inspection.
@@ -100,6 +117,12 @@ class ServiceSettings(BaseModel):
     max_requests: Annotated[int, Field(ge=1, le=10_000, description="a whole number of requests at once from 1 to 10,000")] = 32
     max_batch: Annotated[int, Field(ge=1, le=1024, description="a whole number of images per batch from 1 to 1024")] = 16
     threads: Annotated[int | None, Field(ge=1, le=1024, description="a whole number of threads from 1 to 1024")] = None
+    providers: Annotated[
+        tuple[str, ...], BeforeValidator(_providers), Field(description=f"a comma-separated list from {', '.join(PROVIDERS)}")
+    ] = CPU
+    preload: Annotated[
+        tuple[str, ...], BeforeValidator(_backends), Field(description="a comma-separated list of backends that HQTL_BACKENDS offers")
+    ] = ()
     decoders: Annotated[int | None, Field(ge=1, le=256, description="a whole number of processes from 1 to 256")] = None
     decode_timeout_s: Annotated[
         float, Field(gt=0, le=MAX_DEADLINE_S, description=f"a number of seconds above 0, at most {MAX_DEADLINE_S:g}")
@@ -117,9 +140,13 @@ class ServiceSettings(BaseModel):
     jobs_settle_s: Annotated[float, Field(gt=0, le=600, description="a number of seconds above 0, at most 600")] = 60.0
     max_waiting_jobs: Annotated[int, Field(ge=1, description="a whole number of jobs, at least 1")] = 1000
     max_running_jobs: Annotated[int, Field(ge=1, le=256, description="a whole number of jobs from 1 to 256")] = 16
+    max_qpu_seconds_per_day: Annotated[float | None, Field(ge=0, description="a number of seconds, at least 0")] = None
+    max_paid_jobs_per_day: Annotated[int | None, Field(ge=0, description="a whole number of jobs, at least 0")] = None
     webhook_hosts: Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(description="a comma-separated list of hosts")] = ()
     webhook_secret: Annotated[SecretStr | None, Field(description="a text of at least 16 characters")] = None
     webhook_private: Annotated[bool, Field(description="1 (private addresses and plain HTTP) or 0")] = False
+    webhook_ca: Annotated[Path | None, BeforeValidator(_path), Field(description="a file of certificates in PEM form")] = None
+    header_timeout_s: Annotated[float, Field(gt=0, le=600, description="a number of seconds above 0, at most 600")] = 10.0
     max_inspect_bytes: Annotated[int, Field(ge=1, description="a whole number of bytes per inspected image, at least 1")] = 64 * 2**20
     max_inspect_pixels: Annotated[int, Field(ge=1, le=2**28, description="a whole number of pixels from 1 to 2^28")] = 100_000_000
     max_tiles: Annotated[int, Field(ge=1, le=100_000, description="a whole number of tiles from 1 to 100,000")] = 4096
@@ -128,6 +155,12 @@ class ServiceSettings(BaseModel):
     def _one_door(self) -> Self:
         if self.insecure_no_auth and self.keys is not None:
             raise ValueError("HQTL_KEYS and HQTL_INSECURE_NO_AUTH exclude each other: unset one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_is_offered_is_loaded(self) -> Self:
+        if missing := [name for name in self.preload if name not in self.backends]:
+            raise ValueError(f"HQTL_PRELOAD names {missing[0]}, which HQTL_BACKENDS does not offer")
         return self
 
     @model_validator(mode="after")
@@ -152,7 +185,8 @@ class ServiceSettings(BaseModel):
     @property
     def limits(self) -> dict[str, Any]:
         """What requests must stay within."""
-        return self.model_dump(include={name for name in type(self).model_fields if name.startswith("max_")} | {"deadline_s"})
+        names = {name for name in type(self).model_fields if name.startswith("max_")} | {"deadline_s"}
+        return self.model_dump(include=names, exclude_none=True)
 
     @property
     def default_backend(self) -> str:

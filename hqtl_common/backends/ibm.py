@@ -24,7 +24,7 @@ from hqtl_common.backends.recorded import JobStatus, Request, UncertainSubmitErr
 from hqtl_common.backends.sampler import counts_of
 from hqtl_common.errors import BackendAuthError, BackendError, BackendUnavailableError, ConfigError, HqtlError, UnknownBackendError
 
-__all__ = ["IBMProvider", "Payload", "Pub", "open_provider"]
+__all__ = ["IBMProvider", "MachineState", "Payload", "Pub", "open_provider"]
 
 _MODES = ("job", "batch", "session")
 _SEQUENCES = (None, "XX", "XpXm", "XY4")
@@ -53,6 +53,21 @@ class Payload:
     """One job: its PUBs, whose circuits measure equally many qubits into ``meas``."""
 
     pubs: tuple[Pub, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """How a machine is now.
+
+    Args:
+        queue: Jobs that wait for it.
+        is_operational: Whether it takes jobs.
+        calibration: Date of its last calibration (ISO 8601), None where it does not say.
+    """
+
+    queue: int
+    is_operational: bool
+    calibration: str | None
 
 
 class IBMProvider:
@@ -90,6 +105,20 @@ class IBMProvider:
         """Date of the machine's last calibration (ISO 8601)."""
         properties = self._asked("the calibration", lambda: self._backend.properties())
         return None if properties is None else properties.last_update_date.isoformat()
+
+    def state(self) -> MachineState:
+        """Queue and calibration, asked anew.
+
+        Raises:
+            BackendUnavailableError: The platform does not answer.
+        """
+        status = self._asked("the queue", self._backend.status)
+        properties = self._asked("the calibration", lambda: self._backend.properties(refresh=True))
+        return MachineState(
+            queue=int(status.pending_jobs),
+            is_operational=bool(status.operational),
+            calibration=None if properties is None else properties.last_update_date.isoformat(),
+        )
 
     @property
     def versions(self) -> dict[str, str]:

@@ -95,6 +95,7 @@ class Client:
             except ApiError as error:
                 if error.status not in (0, 429, 503):
                     raise
+                pause = max(pause, error.retry_after or 0.0)
             if time.monotonic() + pause > until:
                 raise TimeoutError(f"job {identifier} is not finished after {timeout_s:g} s")
             time.sleep(pause)

@@ -118,13 +118,15 @@ class Job(_Parsed):
 
 @dataclass(frozen=True, slots=True)
 class Estimate(_Parsed):
-    """What a request would need, and what the key has left of its day; None is without limit."""
+    """What a request would need, and what the key and the service have left of the day; None is without limit."""
 
     backend: str
     images: int
     needs: dict[str, float]
     qpu_seconds_left: float | None
     jobs_left: int | None
+    service_qpu_seconds_left: float | None
+    service_jobs_left: int | None
     allowed: bool
 
 

@@ -26,7 +26,7 @@ class _Needs(_Exact):
 
 
 class EstimateAnswer(_Exact):
-    """What a request would need, and what the key has left of its day; null is without limit."""
+    """What a request would need, and what the key and the service have left of the day; null is without limit."""
 
     backend: str
     images: int
@@ -34,6 +34,8 @@ class EstimateAnswer(_Exact):
     needs: _Needs
     qpu_seconds_left: float | None
     jobs_left: int | None
+    service_qpu_seconds_left: Annotated[float | None, Field(description="Of all keys together")]
+    service_jobs_left: Annotated[int | None, Field(description="Of all keys together")]
     allowed: Annotated[bool, Field(description="The key may submit it now")]
 
 

@@ -18,8 +18,9 @@ from serving.errors import FieldError, ForbiddenBackendError, NotReadyError
 from serving.forms import PredictOptions
 from serving.intake import PredictRequest
 from serving.jobs.answers import job_answer
+from serving.jobs.budget import Budget
 from serving.jobs.estimate import estimate_of
-from serving.jobs.records import Job, State, Submission, pack_inputs
+from serving.jobs.records import Estimate, Job, Spent, State, Submission, pack_inputs
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from serving.jobs.webhook import WebHook
@@ -48,7 +49,10 @@ def open_office(predictor: Predictor) -> JobOffice | None:
     except (OSError, NotReadyError) as error:
         raise ConfigError(f"the file of the jobs {str(settings.jobs)!r} cannot be used: {error}") from error
     secret = settings.webhook_secret
-    hook = WebHook(settings.webhook_hosts, secret.get_secret_value(), private=settings.webhook_private) if secret else None
+    hook = None
+    if secret is not None:
+        private, trusted = settings.webhook_private, settings.webhook_ca
+        hook = WebHook(settings.webhook_hosts, secret.get_secret_value(), private=private, trusted=trusted)
     return JobOffice(predictor, store, hook)
 
 
@@ -65,6 +69,7 @@ class JobOffice:
         settings = predictor.settings
         self._predictor, self._store, self._hook = predictor, store, hook
         self._work = Work(predictor, store.ledger)
+        self._budget = Budget(settings)
         tell = self._tell if hook and settings.webhook_hosts else None
         self._runner = Runner(store, self._work, predictor.metrics, settings.max_running_jobs, settings.jobs_keep_days * _DAY_S, tell)
         self._runner.start()
@@ -116,7 +121,7 @@ class JobOffice:
             ConfigError: A threshold, and the bundle has more than two classes.
             ConflictError: The idempotency key was used for another request.
             OverloadedError: Too many jobs are unfinished.
-            QuotaError: The key's day is used up.
+            QuotaError: The day of the key, or of the service, is used up.
         """
         options = asked.options
         if options.explain and not options.fallback:
@@ -126,7 +131,8 @@ class JobOffice:
         wanted = self._submission(key, asked, exact, name, reason, fallback)
         if running is not None and self._runner.is_owner:
             wanted = dataclasses.replace(wanted, running=True)
-        job, is_new = await asyncio.to_thread(self._store.add, wanted, partial(_spend, key, wanted), limits.day_start().timestamp())
+        check = partial(self._budget.check, key, wanted.estimate)
+        job, is_new = await asyncio.to_thread(self._store.add, wanted, check, limits.day_start().timestamp())
         if running is not None:
             self._follow(job, running, goes_on=is_new and wanted.running)
         if fallback and is_new:
@@ -134,24 +140,23 @@ class JobOffice:
         self._runner.wake()
         return job
 
-    def estimate(self, key: Key, options: PredictOptions, num_images: int) -> dict[str, Any]:
-        """What a request would need, and what the key has left, JSON-ready.
+    async def estimate(self, key: Key, options: PredictOptions, num_images: int) -> dict[str, Any]:
+        """What a request would need, and what the key and the service have left, JSON-ready.
 
         Raises:
             HqtlError: See :meth:`check` and :meth:`serving.predictor.Predictor.check`.
         """
         self._predictor.check(options, num_images)
-        backend, grants = self._name(options), key.grants
-        needs = estimate_of(backend, options, num_images)
-        jobs, seconds = self._store.spent(key.id, limits.day_start().timestamp())
+        backend = self._name(options)
+        needs, since = estimate_of(backend, options, num_images), limits.day_start().timestamp()
+        mine, everybody = await asyncio.gather(*(asyncio.to_thread(self._store.spent, owner, since) for owner in (key.id, None)))
         return {
             "backend": backend,
             "images": num_images,
             "shots": options.shots,
             "needs": dataclasses.asdict(needs),
-            "qpu_seconds_left": None if grants.qpu_seconds_per_day is None else max(0.0, grants.qpu_seconds_per_day - seconds),
-            "jobs_left": None if grants.jobs_per_day is None else max(0, grants.jobs_per_day - jobs),
-            "allowed": _may(key, backend, options.shots, jobs, seconds, needs.jobs, needs.qpu_seconds),
+            **self._budget.left(key, mine, everybody),
+            "allowed": self._may(key, backend, options.shots, needs, mine, everybody),
         }
 
     async def show(self, job: Job, *, short: bool = False) -> dict[str, Any]:
@@ -187,6 +192,15 @@ class JobOffice:
         job = await asyncio.to_thread(self._store.ask_to_cancel, identifier, key.id)
         self._runner.wake()
         return await self.show(job)
+
+    def _may(self, key: Key, backend: str, shots: int | None, needs: Estimate, mine: Spent, everybody: Spent) -> bool:
+        try:
+            limits.check_request(key, backend, shots)
+            if needs.jobs:
+                self._budget.check(key, needs, mine, everybody)
+        except HqtlError:
+            return False
+        return True
 
     def _name(self, options: PredictOptions) -> str:
         return options.backend or self._predictor.settings.default_backend
@@ -232,21 +246,6 @@ class JobOffice:
         assert self._hook is not None
         assert job.submission.webhook is not None
         self._hook.tell(job.submission.webhook, self._show(job, short=True))
-
-
-def _spend(key: Key, wanted: Submission, jobs: int, seconds: float) -> None:
-    needs = wanted.estimate
-    limits.check_spending(key, jobs_today=jobs, qpu_seconds_today=seconds, jobs=needs.jobs, qpu_seconds=needs.qpu_seconds)
-
-
-def _may(key: Key, backend: str, shots: int | None, jobs_today: int, seconds_today: float, jobs: int, seconds: float) -> bool:
-    try:
-        limits.check_request(key, backend, shots)
-        if jobs:
-            limits.check_spending(key, jobs_today=jobs_today, qpu_seconds_today=seconds_today, jobs=jobs, qpu_seconds=seconds)
-    except HqtlError:
-        return False
-    return True
 
 
 def _content(asked: PredictRequest) -> str:

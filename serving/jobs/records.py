@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hqtl_common.records import InferenceBatch
 
-__all__ = ["FINISHED", "STATES", "Estimate", "Job", "Submission", "pack_inputs", "unpack_inputs"]
+__all__ = ["FINISHED", "STATES", "Estimate", "Job", "Spent", "Submission", "pack_inputs", "unpack_inputs"]
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 HookState = Literal["pending", "delivered", "failed"]
@@ -33,6 +33,19 @@ class Estimate:
     jobs: int = 0
     executions: int = 0
     qpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was promised or spent since a day began.
+
+    Args:
+        jobs: Of providers.
+        qpu_seconds: Estimated for what is not done, billed for the rest.
+    """
+
+    jobs: int
+    qpu_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def add_job_routes(app: FastAPI, desk: Desk, settings: ServiceSettings) -> None:
         reply = await desk.submit(request)
         return JSONResponse(reply.body, reply.status, reply.headers)
 
-    @app.get("/v1/jobs", summary="The jobs of the key", responses={200: {"model": JobsAnswer}, **errors(401, 403, 404, 422, 503)})
+    @app.get("/v1/jobs", summary="The jobs of the key", responses={200: {"model": JobsAnswer}, **errors(401, 403, 404, 422, 429, 503)})
     async def jobs(
         request: Request,
         state: State | None = None,
@@ -52,7 +52,7 @@ def add_job_routes(app: FastAPI, desk: Desk, settings: ServiceSettings) -> None:
     ) -> JSONResponse:
         return JSONResponse(await desk.office.listing(request.state.key, state, before, limit))
 
-    @app.get("/v1/jobs/{job_id}", summary="A job", responses={200: {"model": JobAnswer}, **errors(401, 403, 404, 422, 503)})
+    @app.get("/v1/jobs/{job_id}", summary="A job", responses={200: {"model": JobAnswer}, **errors(401, 403, 404, 422, 429, 503)})
     async def job(request: Request, job_id: str) -> JSONResponse:
         return JSONResponse(await desk.office.find(request.state.key, job_id))
 
@@ -62,7 +62,7 @@ def add_job_routes(app: FastAPI, desk: Desk, settings: ServiceSettings) -> None:
         responses={
             200: {"model": JobAnswer, "description": "Cancelled"},
             202: {"model": JobAnswer, "description": "The provider is being asked to cancel it"},
-            **errors(401, 403, 404, 409, 422, 503),
+            **errors(401, 403, 404, 409, 422, 429, 503),
         },
     )
     async def cancel(request: Request, job_id: str) -> JSONResponse:
@@ -72,9 +72,9 @@ def add_job_routes(app: FastAPI, desk: Desk, settings: ServiceSettings) -> None:
     @app.get(
         "/v1/estimate",
         summary="What a request would cost",
-        responses={200: {"model": EstimateAnswer}, **errors(401, 403, 404, 422, 503)},
+        responses={200: {"model": EstimateAnswer}, **errors(401, 403, 404, 422, 429, 503)},
         openapi_extra={"parameters": [one for one in parameters if one["name"] in _ESTIMATED]},
     )
-    async def estimate(request: Request, images: Annotated[int, Query(ge=1, le=10_000)] = 1) -> JSONResponse:
+    async def estimate(request: Request, images: int = Query(1, ge=1, le=settings.max_images)) -> JSONResponse:
         options = query_options(request, _ESTIMATED, ("images",))
-        return JSONResponse(desk.office.estimate(request.state.key, options, images))
+        return JSONResponse(await desk.office.estimate(request.state.key, options, images))

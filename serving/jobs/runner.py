@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hqtl_common.errors import BackendAuthError, BackendTimeoutError, BackendUnavailableError, HqtlError, JobFailedError
+from serving.errors import NotReadyError
 from serving.http_errors import code_of
 from serving.jobs.records import Job
 from serving.jobs.store import JobStore
@@ -25,7 +26,8 @@ __all__ = ["Hook", "Runner", "Worker"]
 
 logger = logging.getLogger("hqtl.jobs")
 
-_MAY_PASS = (BackendUnavailableError, BackendTimeoutError, BackendAuthError)  # a login fails as well while the platform is down
+# A login fails as well while the platform is down; a ledger that was locked knows what was paid.
+_MAY_PASS = (BackendUnavailableError, BackendTimeoutError, BackendAuthError, NotReadyError)
 _TICK_S = 0.5
 _FREE_AT_ONCE = 4  # they wait in the lanes of their backends
 _MAX_TRIES = 40
@@ -122,7 +124,11 @@ class Runner:
         if self._lock_file is None:
             lock = _lock(self._store.path.with_name(f"{self._store.path.name}.lock"))
             if lock is not None:
-                self._store.take_back()
+                try:
+                    self._store.take_back()
+                except BaseException:
+                    os.close(lock)  # else nobody could take it, not even we
+                    raise
             self._lock_file = lock
         return self._lock_file is not None
 
@@ -152,22 +158,23 @@ class Runner:
 
     def _follow(self, job: Job, run: Callable[[Job], dict[str, Any]]) -> None:
         try:
-            answer = run(job)
-        except Exception as error:
-            if not self._closed:  # of the end of the service, not of the job
-                self._ended(job, error)
-        else:
-            self._finish(job, answer)
+            self._note(job, run)
+        except HqtlError:  # it is run again, and its executions are replayed
+            logger.exception("what came of job %s could not be written", job.id)
+            self._kept_house = 0.0
         finally:
             with self._guard:
                 self._in_work.pop(job.id, None)
             self._wake.set()
 
-    def _finish(self, job: Job, answer: dict[str, Any]) -> None:
+    def _note(self, job: Job, run: Callable[[Job], dict[str, Any]]) -> None:
         try:
+            answer = run(job)
+        except Exception as error:
+            if not self._closed:  # of the end of the service, not of the job
+                self._ended(job, error)
+        else:
             self._store.finish(job.id, answer)
-        except HqtlError:  # it is run again, and its executions are replayed
-            logger.exception("the answer of job %s could not be written", job.id)
 
     def _ended(self, job: Job, error: Exception) -> None:
         code, message = code_of(error), str(error)[:_MAX_MESSAGE]
@@ -194,6 +201,8 @@ class Runner:
         def run() -> None:
             try:
                 do(job)
+            except HqtlError as error:  # the next look at the store does it again
+                logger.warning("job %s is looked at again: %s", job.id, error)
             finally:
                 with self._guard:
                     self._busy.discard(job.id)

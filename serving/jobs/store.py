@@ -10,25 +10,27 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from hqtl_common.errors import ConfigError
 from hqtl_common.ledger import Ledger
 from serving.errors import ConflictError, NotFoundError, NotReadyError, OverloadedError
-from serving.jobs.records import FINISHED, STATES, Job, State, Submission
+from serving.jobs.records import FINISHED, STATES, Job, Spent, State, Submission
 from serving.jobs.rows import COLUMNS, CREATE, job_of, row_of
 
-__all__ = ["JobStore", "Spending"]
+__all__ = ["JobStore", "Spending", "readable"]
 
-# Told what an owner has promised or spent since the day began; raises to refuse a job.
-Spending = Callable[[int, float], None]
+# Told what an owner, and what all owners have promised or spent since the day began; raises to refuse a job.
+Spending = Callable[[Spent, Spent], None]
 
 _BUSY_S = 20.0  # how long others may hold the file
 _OPEN = "state IN ('queued', 'running')"
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM service_jobs"
-_SPENT = "SELECT COALESCE(SUM(num_jobs), 0), COALESCE(SUM(qpu_seconds), 0) FROM service_jobs WHERE owner = ? AND created >= ?"
+_SPENT = (
+    "SELECT COALESCE(SUM(num_jobs), 0), COALESCE(SUM(qpu_seconds), 0) FROM service_jobs WHERE owner = COALESCE(?, owner) AND created >= ?"
+)
 
 
 class JobStore:
@@ -55,11 +57,11 @@ class JobStore:
     def add(self, wanted: Submission, check: Spending, day_start: float) -> tuple[Job, bool]:
         """Keep a job, or find the one that was asked for by the same idempotency key before; and whether it is new.
 
-        One transaction sees what the owner has spent and promises this job, so that two requests cannot both take the last second.
+        One transaction sees what has been spent and promises this job, so that two requests cannot both take the last second.
 
         Args:
             wanted: The job.
-            check: Called with the provider's jobs and the QPU seconds of the owner since ``day_start``.
+            check: Called with what the owner, and what all owners have spent since ``day_start``.
             day_start: Unix time.
 
         Raises:
@@ -80,7 +82,7 @@ class JobStore:
             if waiting >= self._max_waiting:
                 raise OverloadedError(f"{waiting} jobs are unfinished, the limit of this service; try again later")
             if wanted.paid:
-                check(*connection.execute(_SPENT, (wanted.owner, day_start)).fetchone())
+                check(_spent(connection, wanted.owner, day_start), _spent(connection, None, day_start))
             row = row_of(wanted)
             marks = ", ".join("?" * len(row))
             connection.execute(f"INSERT INTO service_jobs ({', '.join(row)}) VALUES ({marks})", (*row.values(),))
@@ -123,11 +125,10 @@ class JobStore:
             ).fetchone()
         return int(ahead)
 
-    def spent(self, owner: str, since: float) -> tuple[int, float]:
-        """The provider's jobs and QPU seconds that an owner has promised or spent since a Unix time."""
+    def spent(self, owner: str | None, since: float) -> Spent:
+        """What an owner, or all of them where it is None, have promised or spent since a Unix time."""
         with self._connect("DEFERRED") as connection:
-            jobs, seconds = connection.execute(_SPENT, (owner, since)).fetchone()
-        return int(jobs), float(seconds)
+            return _spent(connection, owner, since)
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
@@ -219,7 +220,8 @@ class JobStore:
     def forget(self, before: float) -> None:
         """Remove jobs that were finished before a Unix time, with what the ledger has of them."""
         for job in self._find("finished < ?", before):
-            self.ledger.forget(job.id)
+            with readable():
+                self.ledger.forget(job.id)
             with self._connect() as connection:
                 connection.execute("DELETE FROM service_jobs WHERE id = ?", (job.id,))
 
@@ -234,13 +236,26 @@ class JobStore:
     @contextmanager
     def _connect(self, mode: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
         """One transaction; unless deferred it keeps other writers out from its beginning."""
-        connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
-        try:
+        with readable(), closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute(f"BEGIN {mode}")
             with connection:
                 yield connection
-        except sqlite3.Error as error:
-            raise NotReadyError(f"the file of the jobs cannot be used now: {error}") from error
-        finally:
-            connection.close()
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """What goes wrong with the file, here or in the ledger's part of it, as an error that passes.
+
+    Raises:
+        NotReadyError: The file is locked, gone, full or damaged.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise NotReadyError(f"the file of the jobs cannot be used now: {error}") from error
+
+
+def _spent(connection: sqlite3.Connection, owner: str | None, since: float) -> Spent:
+    jobs, seconds = connection.execute(_SPENT, (owner, since)).fetchone()
+    return Spent(int(jobs), float(seconds))

@@ -17,9 +17,11 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from hqtl_common.errors import ConfigError
 from serving.errors import FieldError, ServiceError
 
 __all__ = ["SIGNATURE", "WebHook", "WebHookError", "signature"]
@@ -50,10 +52,20 @@ class WebHook:
         hosts: ``name`` (its default port) or ``name:port``.
         secret: Signs the messages.
         private: Allow private addresses and plain HTTP.
+        trusted: File of certificates (PEM) that are trusted in place of the system's.
+
+    Raises:
+        ConfigError: The file of certificates cannot be used.
     """
 
-    def __init__(self, hosts: tuple[str, ...], secret: str, *, private: bool = False) -> None:
+    def __init__(self, hosts: tuple[str, ...], secret: str, *, private: bool = False, trusted: Path | None = None) -> None:
         self._hosts, self._secret, self._private = frozenset(hosts), secret, private
+        try:
+            self._tls = ssl.create_default_context(cafile=trusted) if hosts else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        except OSError as error:  # SSLError is one
+            raise ConfigError(
+                f"HQTL_WEBHOOK_CA must be a file of certificates in PEM form; {str(trusted)!r} cannot be used: {error}"
+            ) from error
 
     def check(self, url: str) -> None:
         """Refuse an address that is not on the list; nothing is looked up.
@@ -72,7 +84,7 @@ class WebHook:
         """
         target, body = self._target(url), json.dumps(message).encode()
         try:
-            connection = _connect(target, self._address(target))
+            connection = self._connect(target, self._address(target))
             try:
                 connection.request("POST", target.path, body, self._headers(target, body))
                 status = connection.getresponse().status
@@ -116,6 +128,17 @@ class WebHook:
             raise WebHookError(f"{target.host} has the address {closed[0]}, which is not public")
         return min(found)
 
+    def _connect(self, target: _Target, address: str) -> http.client.HTTPConnection:
+        """A connection to an address that was looked at; the certificate must be the host's."""
+        connection = http.client.HTTPConnection(target.host, target.port, timeout=_TIMEOUT_S)
+        plain = socket.create_connection((address, target.port), _TIMEOUT_S)
+        try:
+            connection.sock = self._tls.wrap_socket(plain, server_hostname=target.host) if target.secure else plain
+        except BaseException:
+            plain.close()
+            raise
+        return connection
+
 
 def signature(secret: str, timestamp: int, body: bytes) -> str:
     """HMAC-SHA-256 (hex) of ``TIMESTAMP.BODY``: what a receiver computes and compares."""
@@ -128,15 +151,3 @@ def _is_public(address: str) -> bool:
         return False
     inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
     return found.is_global and not found.is_multicast and (inner is None or inner.is_global)
-
-
-def _connect(target: _Target, address: str) -> http.client.HTTPConnection:
-    """A connection to an address that was looked at; the certificate must be the host's."""
-    connection = http.client.HTTPConnection(target.host, target.port, timeout=_TIMEOUT_S)
-    plain = socket.create_connection((address, target.port), _TIMEOUT_S)
-    try:
-        connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=target.host) if target.secure else plain
-    except BaseException:
-        plain.close()
-        raise
-    return connection

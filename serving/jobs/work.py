@@ -9,6 +9,7 @@ from hqtl_common.errors import HqtlError, JobFailedError
 from hqtl_common.ledger import Entry, Ledger
 from serving.forms import PredictOptions
 from serving.jobs.records import Job, unpack_inputs
+from serving.jobs.store import readable
 from serving.predictor import Predictor
 
 __all__ = ["Cancelling", "Work"]
@@ -40,8 +41,13 @@ class Work:
 
         Raises:
             JobFailedError: The provider's job has ended without a result, now or before.
+            NotReadyError: The ledger cannot be used now.
             HqtlError: See :meth:`serving.predictor.Predictor.run_paid`.
         """
+        with readable():
+            return self._run(job)
+
+    def _run(self, job: Job) -> dict[str, Any]:
         wanted, options = job.submission, PredictOptions(**job.submission.options)
         batch = unpack_inputs(wanted.inputs)
         if not wanted.paid:
@@ -64,7 +70,14 @@ class Work:
         Returns:
             ``unspent``: nothing had been submitted. ``spent``: the provider has cancelled it. ``later``: it may be on its way, or the
             provider cannot be asked; try again. ``too late``: its result is there.
+
+        Raises:
+            NotReadyError: The ledger cannot be used now.
         """
+        with readable():
+            return self._cancel_all(job, in_work=in_work)
+
+    def _cancel_all(self, job: Job, *, in_work: bool) -> Cancelling:
         entries = self._ledger.find(scope=job.id)
         unfinished = [entry for entry in entries if entry.state in ("intent", "submitted")]
         if not unfinished and in_work:
@@ -79,8 +92,13 @@ class Work:
         return "spent" if all(cancelled) else "later"
 
     def executions(self, job: Job) -> list[Entry]:
-        """What the ledger has of a job."""
-        return self._ledger.find(scope=job.id) if job.submission.paid else []
+        """What the ledger has of a job.
+
+        Raises:
+            NotReadyError: It cannot be used now.
+        """
+        with readable():
+            return self._ledger.find(scope=job.id) if job.submission.paid else []
 
     def _cancel(self, entry: Entry) -> bool:
         """True once the job is cancelled; False while it may be on its way to the provider.

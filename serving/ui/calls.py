@@ -46,7 +46,7 @@ class PageCalls:
         kinds: list[tuple[Any, ...]] = [
             (str, backend, _Count, other, _Count, _Text),  # classify
             (str, backend, _Count, _Count),  # chart
-            *([(_Text,)] if settings.jobs is not None else []),  # follow
+            *([(_Text,)] * 2 if settings.jobs is not None else []),  # follow, and its repetition
         ]
         self._kinds = [_adapter(kind) for kind in kinds]
 

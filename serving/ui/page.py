@@ -19,12 +19,15 @@ import httpx
 from fastapi import FastAPI
 
 from hqtl_common.bundle import ModelBundle
+from serving.jobs.records import FINISHED
 from serving.settings import ServiceSettings
 from serving.ui.calls import NONE
 from serving.ui.view import draw_circuit, show_answer, show_job, show_map, show_problem
 
 __all__ = ["mount_page"]
 
+_LOOK_EVERY_S = 2.0
+_PASSING = (429, 503)
 _LOGOUT = "<form method='post' action='/ui/logout'><button>Forget the key</button></form>"
 _DROP = """<label class="hq-drop">Drop a photograph here, or choose one (PNG, JPEG, TIFF, BMP, WebP)
 <input type="file" id="hq-file" accept=".png,.jpg,.jpeg,.tif,.tiff,.bmp,.webp"><img id="hq-seen" alt="" hidden></label>"""
@@ -105,9 +108,12 @@ def _make_page(caller: _Caller, bundle: ModelBundle, settings: ServiceSettings) 
         image = _image_of(encoded)
         return show_problem("choose a photograph first") if image is None else await _map(caller, request, image, backend, shots, tile)
 
-    async def follow(identifier: str, request: gr.Request) -> str:
+    async def follow(identifier: str, request: gr.Request) -> tuple[str, gr.Timer]:
         answer = await caller.ask(request, "GET", f"/v1/jobs/{quote(identifier.strip(), safe='')}")
-        return show_job(answer.json()) if answer.status_code == 200 else _problem(answer)
+        if answer.status_code != 200:
+            return _problem(answer), gr.Timer(active=answer.status_code in _PASSING)
+        job = answer.json()
+        return show_job(job), gr.Timer(active=job["state"] not in FINISHED)
 
     page: gr.Blocks = gr.Blocks(title="Crack inspection", analytics_enabled=False)
     with page:
@@ -159,9 +165,11 @@ def _add_map(chart: Any, encoded: gr.Textbox, size: int, settings: ServiceSettin
 def _add_jobs(follow: Any) -> None:
     with gr.Tab("Job"):
         identifier = gr.Textbox(label="Id of a job", elem_id="hq-job")
-        look = gr.Button("Look")
+        look = gr.Button("Follow")
         seen = gr.HTML(elem_id="hq-followed")
-        look.click(follow, [identifier], [seen], queue=False, api_name="follow")
+        timer = gr.Timer(_LOOK_EVERY_S, active=False)  # until the job is finished
+        look.click(follow, [identifier], [seen, timer], queue=False, api_name="follow")
+        timer.tick(follow, [identifier], [seen, timer], queue=False, show_progress="hidden", api_name="follow_on")
 
 
 def _about(bundle: ModelBundle) -> str:

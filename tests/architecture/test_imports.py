@@ -35,9 +35,10 @@ LAYERS: tuple[set[str], ...] = (
     {"specs", "records"},
     {
         *("preprocess", "circuit", "shifts", "calibration", "manifest", "bundle", "georeference"),
-        *("tiff_windows", "rasters", "tiles", "value_ranges", "volumes"),
+        *("tiff_chain", "tiff_windows", "raster_sources", "rasters", "tiles"),
+        *("value_ranges", "volumes", "slices", "videos", "frame_choice"),
     },
-    {"stages", "backends", "ledger"},
+    {"providers", "stages", "backends", "ledger"},
     {"adaptive", "classifier"},
 )
 MAX_LINES = 300

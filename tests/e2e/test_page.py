@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from hqtl_common import ModelBundle
-from tests.e2e.test_bentoml import Served, photo, probabilities
+from tests.e2e.test_bentoml import Served, photo, probabilities, wait_until
 
 pytest.importorskip("gradio", reason="needs the extra ui")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
@@ -74,6 +76,12 @@ def wall(tmp_path: Path) -> Path:
     return tmp_path / "wall.png"
 
 
+def put_back(service: Served, job: str, retry_at: float) -> None:
+    with closing(sqlite3.connect(service.keys.parent / "jobs.db")) as connection, connection:
+        changes = "state = 'queued', answer = NULL, finished = NULL, retry_at = ?"
+        connection.execute(f"UPDATE service_jobs SET {changes} WHERE id = ?", (retry_at, job))
+
+
 def percent(text: str) -> float:
     found = re.search(r"([\d.]+) %", text)
     assert found is not None, text
@@ -125,10 +133,34 @@ def test_the_circuit_and_what_is_not_there(home: Any, tmp_path: Path) -> None:
     assert home.locator(".hq-circuit circle").count() == 6  # three CX
     home.get_by_role("tab", name="Job").click()
     home.locator("#hq-job input, #hq-job textarea").first.fill("none of mine")
-    home.get_by_role("button", name="Look").click()
+    home.get_by_role("button", name="Follow").click()
     home.wait_for_selector("#hq-followed [role=alert]")
     home.screenshot(path=tmp_path / "page.png", full_page=True)
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_a_job_is_followed_to_its_end_without_another_click(home: Any, service: Served, wall: Path, tmp_path: Path) -> None:
+    """It is put back into the queue for later, so that the first look sees it there; then it is let go."""
+    asked: dict[str, Any] = {"files": {"image": ("wall.png", wall.read_bytes())}, "data": {"backend": "aer", "shots": "300", "seed": "4"}}
+    job = service.ask("POST", "/v1/jobs", **asked).json()
+    wait_until(lambda: service.ask("GET", f"/v1/jobs/{job['id']}").json()["state"] == "done", 60)
+    put_back(service, job["id"], retry_at=1e12)
+    home.get_by_role("tab", name="Job").click()
+    home.locator("#hq-job input, #hq-job textarea").first.fill(job["id"])
+    home.get_by_role("button", name="Follow").click()
+    home.wait_for_selector("#hq-followed >> text=queued")
+    home.screenshot(path=tmp_path / "queued.png")
+    put_back(service, job["id"], retry_at=0)
+    home.wait_for_selector("#hq-followed .hq-bar", timeout=60_000)
+    assert "done" in home.locator("#hq-followed").inner_text()
+    (expected,) = probabilities(service.predict(wall.read_bytes(), **asked["data"]))
+    shown = [float(found) for found in re.findall(r"([\d.]+) %", home.locator("#hq-followed .hq-label").nth(1).inner_text())]
+    assert shown == pytest.approx([100 * max(expected.values())], abs=0.051)
+    home.screenshot(path=tmp_path / "done.png", full_page=True)
+    calls: list[str] = []
+    home.on("request", lambda request: calls.append(request.url))
+    home.wait_for_timeout(4500)
+    assert not calls, "what is finished is not looked at again"
 
 
 def test_forgetting_the_key_leads_out(home: Any) -> None:

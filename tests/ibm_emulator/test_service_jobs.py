@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -179,6 +180,69 @@ def test_the_day_of_a_key_is_bounded(service: Service, running: Running) -> None
         free = submit(client, backend="statevector")
         assert free.status_code == 202, "what costs nothing is not counted"
         wait_for(lambda: emulator.stats()["jobs_accepted"] == 5)
+
+
+def test_the_day_of_the_service_is_bounded_for_all_keys_together(bundle: ModelBundle, tmp_path: Path, running: Running) -> None:
+    service = Service(bundle, tmp_path, max_paid_jobs_per_day=3, max_qpu_seconds_per_day=12)
+    try:
+        with running(**WAITING) as emulator, service.running() as connect:
+            asked = {"backend": MACHINE, "shots": 200, "images": 3}
+            before = connect("other").get("/v1/estimate", params=asked).json()
+            assert (before["allowed"], before["service_jobs_left"], before["service_qpu_seconds_left"]) == (True, 3, 12)
+            assert submit(connect(), shots=20_000).json()["error"]["message"].startswith("this service spends 12 QPU seconds a day")
+            assert [submit(connect(name)).status_code for name in ("payer", "other", "payer", "other")] == [202] * 3 + [429]
+            refused = submit(connect("other"))
+            assert refused.json()["error"]["message"] == "this service submits 3 paid jobs a day and has submitted 3"
+            assert int(refused.headers["retry-after"]) > 0
+            after = connect("other").get("/v1/estimate", params=asked).json()
+            assert (after["allowed"], after["jobs_left"], after["service_jobs_left"]) == (False, 3, 0)
+            assert after["service_qpu_seconds_left"] == pytest.approx(12 - 3 * before["needs"]["qpu_seconds"])
+            assert submit(connect("other"), backend="statevector").status_code == 202, "what costs nothing is not counted"
+            wait_for(lambda: emulator.stats()["jobs_accepted"] == 3)
+    finally:
+        service.predictor.close()
+
+
+def test_a_file_of_jobs_that_cannot_be_read_is_a_503_and_costs_nothing(service: Service, running: Running) -> None:
+    assert service.settings.jobs is not None
+    file, away = service.settings.jobs, service.settings.jobs.with_suffix(".away")
+    with running(**WAITING) as emulator, service.running() as connect:
+        client = connect()
+        identifier = submit(client).json()["id"]
+        wait_for(lambda: emulator.stats()["jobs_accepted"] == 1)
+        file.rename(away)
+        file.mkdir()
+        try:
+            calls = [("GET", "/v1/jobs"), ("GET", f"/v1/jobs/{identifier}"), ("DELETE", f"/v1/jobs/{identifier}")]
+            answers = [client.request(*call) for call in calls]
+            answers += [client.get("/v1/estimate", params={"backend": MACHINE}), submit(client)]
+            assert [(answer.status_code, answer.json()["error"]["code"]) for answer in answers] == [(503, "not_ready")] * 5
+            assert all(answer.headers["retry-after"] for answer in answers)
+            assert client.post("/v1/predict", **body(PHOTOS[:1])).status_code == 200
+        finally:
+            file.rmdir()
+            away.rename(file)
+        assert client.get(f"/v1/jobs/{identifier}").json()["state"] in ("queued", "running")
+        assert emulator.stats()["submits_received"] == 1
+
+
+def test_a_ledger_that_fails_after_the_submit_pays_once(service: Service, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is there and cannot be written down: the job is not given up, and is not submitted again."""
+    monkeypatch.setattr("serving.jobs.runner._FIRST_PAUSE_S", 0.1)
+    finish, failed = Ledger.finish, []
+
+    def full(self: Ledger, *values: Any) -> None:
+        if len(failed) < 2:
+            failed.append(1)
+            raise sqlite3.OperationalError("database or disk is full")
+        finish(self, *values)
+
+    monkeypatch.setattr(Ledger, "finish", full)
+    with running() as emulator, service.running() as connect:
+        job = wait(connect(), submit(connect()).json()["id"])
+        assert len(failed) == 2
+        assert (emulator.stats()["submits_received"], emulator.stats()["jobs_executed"]) == (1, 1)
+        assert len(job["answer"]["predictions"]) == 3
 
 
 def test_jobs_belong_to_their_key(service: Service, running: Running) -> None:

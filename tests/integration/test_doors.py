@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -308,3 +309,17 @@ class TestFigures:
         assert not any("random" in name for name in after)
         assert 0 < after['hqtl_recent_mean{quantity="score"}'] < 1
         assert all(value == 1 for name, value in after.items() if "in_progress" in name)  # the one that asks
+
+
+def test_a_key_that_sends_too_fast_is_told_when_to_come_again(app: Any, keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.keys._LOOK_EVERY_S", 0.0)
+    token, key = new_key("hasty", Grants(requests_per_minute=2))
+    with edit_keys(keys_file) as entries:
+        entries.append(key)
+    hasty, clock = Client(app, token), iter([50.0, 50.0, 50.0, 51.0, 80.1, 80.2])
+    monkeypatch.setattr("serving.rates.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    answers = [hasty.get("/v1/model") for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429, 429, 200, 429]
+    assert [answer.headers.get("retry-after") for answer in answers] == [None, None, "30", "29", None, "30"]
+    assert answers[2].json()["error"]["code"] == "rate_limit"
+    assert hasty.get("/readyz").status_code == 200, "health is not counted"

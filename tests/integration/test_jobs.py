@@ -22,7 +22,7 @@ from serving.predictor import Predictor
 from serving.settings import ServiceSettings
 from tests.asgi import Client as Plain
 from tests.integration.test_inspect import encoded, wall
-from tests.integration.test_openapi import hold, schemathesis
+from tests.integration.test_openapi import CONFIG, hold, schemathesis
 from tests.integration.test_service import PHOTOS, body
 
 IMAGES = [data for _, data in PHOTOS[:3]]
@@ -264,7 +264,9 @@ def test_pages_of_jobs(app: Any) -> None:
 @pytest.mark.parametrize("examples", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_every_answer_of_the_routes_of_jobs_is_as_the_document_says(app: Any, examples: int) -> None:
     header = {"Authorization": f"Bearer {app.state.token}"}
-    document = schemathesis.openapi.from_asgi("/v1/openapi.json", app, headers=header).include(path_regex="jobs|estimate|inspect")
+    document = schemathesis.openapi.from_asgi("/v1/openapi.json", app, config=CONFIG, headers=header).include(
+        path_regex="jobs|estimate|inspect"
+    )
     seen = hold(document, app.state.token, examples)
     assert {label for label, _ in seen} >= {"POST /v1/jobs", "GET /v1/jobs", "GET /v1/estimate", "POST /v1/inspect"}
     assert seen["POST /v1/jobs", 202] > 0

@@ -19,7 +19,7 @@ from PIL import Image
 
 import serving.predictor as predictor_module
 from hqtl_common import HeadSpec, HybridClassifier, ModelBundle, backend_capabilities, get_backend
-from hqtl_common.errors import BackendUnavailableError, BundleFormatError, BundleIntegrityError
+from hqtl_common.errors import BackendUnavailableError, BundleFormatError, BundleIntegrityError, ConfigError
 from serving.app import create_app
 from serving.forms import PredictOptions
 from serving.predictor import Predictor
@@ -113,7 +113,8 @@ class TestAnswers:
     def test_the_form_of_an_answer(self, client: Client) -> None:
         answer = predict(client, PHOTOS[:1], shots=100)
         (one,) = answer["predictions"]
-        assert answer.keys() == {"predictions", "execution"}
+        assert answer.keys() == {"predictions", "execution", "runtime"}
+        assert answer["runtime"] == {"precision": "fp32", "providers": ["cpu"]}
         names = ["filename", "label", "probability", "probabilities", "interval", "angles", "expvals", "expval_stds", "logits"]
         names += ["calibration", "familiarity", "review"]
         assert list(one) == names
@@ -295,8 +296,10 @@ class TestDescriptions:
     def test_model(self, client: Client, bundle: ModelBundle) -> None:
         manifest = json.loads((bundle.path / "manifest.json").read_text())
         answer = client.get("/v1/model").json()
-        limits = answer.pop("limits")
+        limits, runtime = answer.pop("limits"), answer.pop("runtime")
         assert answer == manifest
+        assert runtime == {"precision": "fp32", "providers": ["cpu"]}
+        assert 'hqtl_backbone_info{precision="fp32",providers="cpu"} 1.0' in client.get("/metrics").text
         assert (limits["max_images"], limits["max_bytes"], limits["deadline_s"]) == (8, 16 * 2**20, 50)
 
     def test_backends(self, client: Client) -> None:
@@ -306,6 +309,7 @@ class TestDescriptions:
         for entry in answer["backends"]:
             expected = json.loads(json.dumps(dataclasses.asdict(backend_capabilities(entry["name"]))))
             here = {"available": True, "allowed": True, "price_class": "free", "calibration": None, "calibration_age_days": None}
+            here |= dict.fromkeys(("queue", "operational", "unknown_because", "checked"))  # those of machines
             assert entry == {"name": entry["name"], **here, **expected}
         assert answer["limits"]["max_images"] == 8
         assert answer["key"]["id"] == "local"
@@ -328,7 +332,7 @@ class TestDescriptions:
     def test_index_and_openapi(self, client: Client) -> None:
         paths = client.get("/v1/openapi.json").json()["paths"]
         fields = paths["/v1/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-        assert list(fields) == ["image", *PredictOptions.model_fields]
+        assert list(fields) == ["image", *(name for name in PredictOptions.model_fields if name != "webhook")]  # nobody may be told here
         routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
         assert routes - {"GET /"} <= set(client.get("/").json()["routes"])
 
@@ -430,3 +434,34 @@ class TestStart:
         wrong = ModelBundle.save(tmp_path / "wrong", bundle.manifest, bundle.weights, files)
         with pytest.raises(BundleFormatError, match="cannot classify an image"):
             Predictor(ServiceSettings(bundle=wrong.path))
+
+
+class TestStartWithSettings:
+    def test_backends_are_loaded_ahead_where_that_is_wanted(self, bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded: list[str] = []
+        monkeypatch.setattr(predictor_module, "import_backend", loaded.append)
+        for preload, expected in (((), []), (("aer",), ["aer"])):
+            Predictor(ServiceSettings(bundle=bundle.path, threads=1, decoders=1, preload=preload)).close()
+            assert loaded == expected
+
+    def test_a_provider_that_is_not_there_ends_the_start(self, bundle: ModelBundle) -> None:
+        with pytest.raises(ConfigError, match=r"has no CUDAExecutionProvider .*onnxruntime-gpu"):
+            Predictor(ServiceSettings(bundle=bundle.path, threads=1, decoders=1, providers=("cuda", "cpu")))
+
+
+def test_answers_that_are_found_together_are_those_of_the_library(make_client: Callable[..., Client], bundle: ModelBundle) -> None:
+    client = make_client(max_requests=64)
+
+    async def all_at_once() -> list[httpx.Response]:
+        asked = [(photo, {"backend": "statevector"}) for photo in PHOTOS * 3] + [(photo, {"shots": 50, "seed": 3}) for photo in PHOTOS]
+        async with client.connect() as http:
+            return await asyncio.gather(*(http.post("/v1/predict", **body([photo], **options)) for photo, options in asked))
+
+    answers = [answer.json() for answer in asyncio.run(all_at_once())]
+    exact, alone = library(bundle, PHOTOS, "statevector"), [library(bundle, [p], "statevector", shots=50, seed=3)[0] for p in PHOTOS]
+    assert all(answer["execution"]["num_rows"] == 1 for answer in answers)
+    for answer, expected in zip(answers, [*exact * 3, *alone], strict=True):
+        (one,) = answer["predictions"]
+        assert (one["filename"], one["label"]) == (expected["filename"], expected["label"])
+        assert one["expvals"] == pytest.approx(expected["expvals"], abs=1e-6)
+        assert one["logits"] == pytest.approx(expected["logits"], abs=1e-5)

@@ -18,7 +18,7 @@ from serving.app import create_app, open_ring
 from serving.keys import Grants, edit_keys, new_key, revoked
 from serving.predictor import Predictor
 from serving.settings import ServiceSettings
-from serving.ui.door import COOKIE
+from serving.ui.door import COOKIE, HOME
 from tests.asgi import Client
 from tests.integration.test_service import photo
 
@@ -50,8 +50,10 @@ def predictor(bundle: ModelBundle, keys_file: Path, token: str) -> Iterator[Pred
 
 
 @pytest.fixture(scope="module")
-def app(predictor: Predictor) -> Any:
-    return create_app(predictor, open_ring(predictor.settings))
+def app(predictor: Predictor, token: str) -> Any:
+    app = create_app(predictor, open_ring(predictor.settings))
+    assert Client(app).get(HOME, headers=with_key(token)).status_code == 200  # waits until the page is there
+    return app
 
 
 @pytest.fixture(scope="module")

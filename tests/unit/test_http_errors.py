@@ -23,6 +23,7 @@ def make(kind: type[common.HqtlError]) -> common.HqtlError:
         common.JobFailedError: ("it failed", "job-7"),
         own.FieldError: ("shots", "must be small"),
         own.QuotaError: ("used up", 77),
+        own.RateLimitError: ("too fast", 78),
         own.RejectedImageError: (2, "b.png", common.ImageDecodeError("cut off")),
     }
     return kind(*extra.get(kind, ("what happened",)))
@@ -64,6 +65,7 @@ EXPECTED = {
     "UnauthorizedError": 401,
     "ForbiddenError": 403,
     "QuotaError": 429,
+    "RateLimitError": 429,
     "NotFoundError": 404,
     "ConflictError": 409,
     "NotReadyError": 503,
@@ -126,6 +128,7 @@ def test_the_envelope(client: Client, name: str) -> None:
 
 def test_a_quota_says_when_the_next_day_begins(client: Client) -> None:
     assert client.get("/own/QuotaError").headers["retry-after"] == "77"
+    assert client.get("/own/RateLimitError").headers["retry-after"] == "78"
 
 
 def test_details(client: Client) -> None:

@@ -7,6 +7,7 @@ import stat
 import threading
 import time
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hqtl_common import ModelBundle
 from hqtl_common.errors import ConfigError
 from hqtl_common.ledger import Ledger
 from hqtl_common.records import InferenceBatch
 from serving.errors import ConflictError, FieldError, NotFoundError, NotReadyError, OverloadedError, QuotaError
 from serving.forms import PredictOptions
+from serving.jobs.budget import Budget
 from serving.jobs.estimate import estimate_of
-from serving.jobs.records import Estimate, Job, Submission, pack_inputs, unpack_inputs
+from serving.jobs.records import Estimate, Job, Spent, Submission, pack_inputs, unpack_inputs
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
+from serving.keys import Grants, new_key
 from serving.metrics import Metrics
+from serving.settings import ServiceSettings
 
 ANSWER = {"predictions": [], "execution": {"qpu_seconds": 1.25, "backend_used": "b"}}
 
@@ -80,9 +85,9 @@ def test_a_file_that_is_held_for_long_is_a_503(store: JobStore, monkeypatch: pyt
 def test_two_requests_cannot_take_the_same_last_second(store: JobStore) -> None:
     """Sixteen threads at once, ten jobs of four seconds fit into forty: never eleven."""
 
-    def check(jobs: int, seconds: float) -> None:
+    def check(mine: Spent, everybody: Spent) -> None:
         time.sleep(0.005)  # time for the others to come in between
-        if seconds + 4.0 > 40.0:
+        if mine.qpu_seconds + 4.0 > 40.0:
             raise QuotaError("full", 1)
 
     kept: list[Job] = []
@@ -97,8 +102,45 @@ def test_two_requests_cannot_take_the_same_last_second(store: JobStore) -> None:
     for thread in threads:
         thread.join()
     assert len(kept) == 10
-    assert store.spent("key", 0.0) == (10, 40.0)
-    assert store.spent("other", 0.0) == store.spent("key", time.time() + 1) == (0, 0.0)
+    assert store.spent("key", 0.0) == store.spent(None, 0.0) == Spent(10, 40.0)
+    assert store.spent("other", 0.0) == store.spent("key", time.time() + 1) == Spent(0, 0.0)
+
+
+def test_the_day_of_the_service_is_that_of_all_keys_together(store: JobStore, bundle: ModelBundle) -> None:
+    """Twelve keys with a grant of their own each ask at once for four seconds; the service has twenty."""
+    chosen = ServiceSettings(bundle=bundle.path, max_qpu_seconds_per_day=20, max_paid_jobs_per_day=100)
+    budget, rich = Budget(chosen), new_key("rich", Grants(qpu_seconds_per_day=None, jobs_per_day=None))[1]
+    needs, kept, refused = Estimate(1, 100, 4.0), [], []
+
+    def ask(owner: str) -> None:
+        try:
+            kept.append(store.add(submission(owner=owner, estimate=needs), partial(budget.check, rich, needs), 0.0))
+        except QuotaError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=ask, args=(f"key{number}",)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(kept), len(refused)) == (5, 7)
+    assert store.spent(None, 0.0) == Spent(5, 20.0)
+    assert all("this service spends 20 QPU seconds a day" in str(error) and error.retry_after_s > 0 for error in refused)
+    left = budget.left(rich, Spent(1, 4.0), store.spent(None, 0.0))
+    assert left == {"qpu_seconds_left": None, "jobs_left": None, "service_qpu_seconds_left": 0, "service_jobs_left": 95}
+    few = Budget(chosen.model_copy(update={"max_paid_jobs_per_day": 5}))
+    with pytest.raises(QuotaError, match="5 paid jobs a day and has submitted 5"):
+        few.check(rich, Estimate(1, 1, 0.0), Spent(0, 0.0), Spent(5, 0.0))
+
+
+def test_a_file_that_cannot_be_used_now_is_an_error_that_passes(store: JobStore) -> None:
+    """Whichever call meets it: locked, gone, damaged."""
+    job = add(store)
+    store.path.rename(store.path.with_suffix(".away"))
+    store.path.mkdir()
+    for call in (store.counts, store.to_tell, partial(store.get, job.id), partial(store.spent, "key", 0.0), partial(add, store)):
+        with pytest.raises(NotReadyError, match="cannot be used now"):
+            call()
 
 
 def test_one_idempotency_key_is_one_job_however_many_ask_at_once(store: JobStore) -> None:
@@ -164,13 +206,13 @@ def _ask(store: JobStore, job: Job) -> None:
 def test_cancelling_before_anything_was_spent_gives_the_day_back(store: JobStore) -> None:
     job = add(store)
     assert store.ask_to_cancel(job.id, "key").state == "cancelled"
-    assert store.spent("key", 0.0) == (0, 0.0)
+    assert store.spent("key", 0.0) == Spent(0, 0.0)
     begun = add(store)
     store.take("v1", True)
     assert (store.ask_to_cancel(begun.id, "key").state, store.get(begun.id).cancel) == ("running", True)
     assert [one.id for one in store.to_cancel()] == [begun.id]
     store.cancelled(begun.id, spent=True)
-    assert store.spent("key", 0.0) == (1, 4.0)
+    assert store.spent("key", 0.0) == Spent(1, 4.0)
     for wrong in (("nobody", "key"), (job.id, "other")):
         with pytest.raises(NotFoundError):
             store.ask_to_cancel(*wrong)
@@ -247,6 +289,52 @@ def test_one_of_several_takes_jobs_up_and_the_next_when_it_has_gone(store: JobSt
     runners[1].close()
     assert [work.ran for work in works] == [[job.id], [later.id]]
     assert store.get(job.id).qpu_seconds == 1.25, "what was billed takes the place of the estimate"
+
+
+def test_a_runner_whose_first_look_fails_takes_the_jobs_up_later(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+    take_back = store.take_back
+
+    def once_broken(*values: Any) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise NotReadyError("locked")
+        take_back(*values)
+
+    monkeypatch.setattr(store, "take_back", once_broken)
+    monkeypatch.setattr("serving.jobs.runner._TICK_S", 0.01)
+    runner = Runner(store, Idle(), Metrics("0"), 2, 1e6)
+    runner.start()
+    until(lambda: runner.is_owner)
+    runner.close()
+    assert len(tries) >= 2
+
+
+@pytest.mark.parametrize("call", ["finish", "fail"])
+def test_what_came_of_a_job_is_written_later_where_it_cannot_be_now(store: JobStore, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    class Failing(Idle):
+        def run(self, job: Job) -> dict[str, Any]:
+            super().run(job)
+            if call == "fail":
+                raise ConfigError("it cannot be done")
+            return ANSWER
+
+    write, tries = getattr(store, call), []
+
+    def once_broken(*values: Any) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise NotReadyError("disk full")
+        write(*values)
+
+    monkeypatch.setattr(store, call, once_broken)
+    monkeypatch.setattr("serving.jobs.runner._TICK_S", 0.01)
+    runner = Runner(store, Failing(), Metrics("0"), 2, 1e6)
+    runner.start()
+    job = add(store)
+    until(lambda: store.get(job.id).state in ("done", "failed"))
+    runner.close()
+    assert (len(tries), store.get(job.id).state) == (2, {"finish": "done", "fail": "failed"}[call])
 
 
 def until(condition: Any, seconds: float = 10) -> None:

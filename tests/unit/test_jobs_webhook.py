@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from hqtl_common.errors import ConfigError
 from serving.errors import FieldError
 from serving.jobs import webhook as module
 from serving.jobs.webhook import SIGNATURE, WebHook, WebHookError, signature
@@ -39,7 +46,7 @@ def receiver() -> Iterator[type[Receiver]]:
 
     with HTTPServer(("127.0.0.1", 0), Fresh) as server:
         Fresh.port = server.server_port  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield Fresh
         server.shutdown()
@@ -144,3 +151,79 @@ def test_the_connection_goes_to_the_address_that_was_looked_at(monkeypatch: pyte
     with pytest.raises(WebHookError, match="ConnectionRefusedError"):
         HOOK.tell("https://hooks.example.org/", {})
     assert seen == [(("93.184.216.34", 443), 10.0)]
+
+
+def certified(folder: Path, *names: str) -> tuple[Path, Path]:
+    """A certificate of its own authority for some names: the authority's file, and one with certificate and key."""
+    now = datetime.datetime.now(datetime.UTC)
+
+    def signed(subject: str, key: Any, issuer: str, issuer_key: Any, *extensions: x509.ExtensionType) -> x509.Certificate:
+        built = x509.CertificateBuilder().subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)]))
+        built = built.issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)])).public_key(key.public_key())
+        built = built.serial_number(x509.random_serial_number())
+        built = built.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+        for extension in extensions:
+            built = built.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+        return built.sign(issuer_key, hashes.SHA256())
+
+    own, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority = signed("authority", own, "authority", own, x509.BasicConstraints(ca=True, path_length=0))
+    alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(own.public_key())
+    certificate = signed(names[0], key, "authority", own, alternatives, issuer)
+    plain = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "authority.pem").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    (folder / "server.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + plain)
+    return folder / "authority.pem", folder / "server.pem"
+
+
+class TestOverTLS:
+    """A real receiver on this machine, whose name is looked up as the test says."""
+
+    @pytest.fixture
+    def served(self, receiver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Path]]:
+        authority, server = certified(tmp_path, "hooks.example.org")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(server)
+        with HTTPServer(("127.0.0.1", 0), receiver) as https:
+            https.socket = context.wrap_socket(https.socket, server_side=True)
+            https.handle_error = lambda *_: None  # type: ignore[method-assign]
+            receiver.port = https.server_port
+            here = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", https.server_port))]
+            monkeypatch.setattr(module.socket, "getaddrinfo", lambda *_, **__: here)
+            thread = threading.Thread(target=https.serve_forever, args=(0.02,))
+            thread.start()
+            yield receiver, authority
+            https.shutdown()
+            thread.join()
+
+    def test_a_message_arrives_signed(self, served: tuple[Any, Path]) -> None:
+        receiver, authority = served
+        hook = WebHook((f"hooks.example.org:{receiver.port}",), SECRET, private=True, trusted=authority)
+        hook.tell(f"https://hooks.example.org:{receiver.port}/done", {"id": "j"})
+        ((path, headers, body),) = receiver.got
+        assert (path, json.loads(body), headers["Host"]) == ("/done", {"id": "j"}, f"hooks.example.org:{receiver.port}")
+        stamp, mine = (part.partition("=")[2] for part in headers[SIGNATURE].split(","))
+        assert mine == signature(SECRET, int(stamp), body)
+
+    @pytest.mark.parametrize(("host", "trusts"), [("hooks.example.org", False), ("other.example.org", True)])
+    def test_a_certificate_of_nobody_or_of_another_name_gets_nothing(self, served: tuple[Any, Path], host: str, trusts: bool) -> None:
+        receiver, authority = served
+        hook = WebHook((f"{host}:{receiver.port}",), SECRET, private=True, trusted=authority if trusts else None)
+        with pytest.raises(WebHookError, match="certificate"):
+            hook.tell(f"https://{host}:{receiver.port}/done", {"id": "j"})
+        assert receiver.got == []
+
+    def test_a_private_address_stays_closed_whatever_its_certificate(self, served: tuple[Any, Path]) -> None:
+        receiver, authority = served
+        with pytest.raises(WebHookError, match="not public"):
+            WebHook((f"hooks.example.org:{receiver.port}",), SECRET, trusted=authority).tell(
+                f"https://hooks.example.org:{receiver.port}/", {}
+            )
+        assert receiver.got == []
+
+    def test_a_file_that_holds_no_certificate_is_refused_at_the_start(self, tmp_path: Path) -> None:
+        (tmp_path / "empty.pem").write_text("nothing")
+        for path in (tmp_path / "empty.pem", tmp_path / "none.pem"):
+            with pytest.raises(ConfigError, match="HQTL_WEBHOOK_CA must be a file of certificates"):
+                WebHook(("hooks.example.org",), SECRET, trusted=path)

@@ -166,10 +166,22 @@ class TestCommand:
 
     def test_a_key_is_made_shown_and_revoked(self, path: Path) -> None:
         token = self.run(
-            path, "add", "line 3", "--backend", "stat*", "--max-shots", "100", "--jobs-per-day", "2", "--expires", "2999-01-02"
+            path,
+            "add",
+            "line 3",
+            "--backend",
+            "stat*",
+            "--max-shots",
+            "100",
+            "--jobs-per-day",
+            "2",
+            "--requests-per-minute",
+            "30",
+            "--expires",
+            "2999-01-02",
         ).strip()
         key = KeyRing(path).find(token)
-        assert key.grants == Grants(backends=("stat*",), max_shots=100, jobs_per_day=2)
+        assert key.grants == Grants(backends=("stat*",), max_shots=100, jobs_per_day=2, requests_per_minute=30)
         assert key.expires == datetime(2999, 1, 2, tzinfo=UTC)
         shown = self.run(path, "list", "--json")
         assert [(one["name"], one["state"]) for one in json.loads(shown)] == [("line 3", "good")]

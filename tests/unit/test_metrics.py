@@ -36,6 +36,7 @@ def test_two_classes_by_hand() -> None:
     assert figures["roc_auc"] == pytest.approx(5 / 8)
     losses = [0.9, 0.8, 0.4, 0.1, 0.3, 0.8]
     assert figures["loss"] == pytest.approx(-sum(map(math.log, losses)) / 6)
+    assert figures["mean_score"] == pytest.approx((0.9 + 0.8 + 0.4 + 0.1 + 0.7 + 0.2) / 6)
     assert (figures["labels"], figures["positive"]) == (list(LABELS), "crack")
 
 

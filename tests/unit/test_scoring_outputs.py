@@ -76,8 +76,9 @@ def test_every_name_survives_in_both_files(path: bytes, message: str) -> None:
     assert os.fsencode(json.loads(line)["path"]) == path
     header, data = csv_columns(LABELS, HEAD), csv_line(csv_values(row, LABELS, HEAD))
     (cells,) = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
-    assert dict(zip(header, cells, strict=True))["path"].encode("utf-8", "surrogateescape") == path
-    assert cells[-1] == message
+    flat = dict(zip(header, cells, strict=True))
+    assert flat["path"].encode("utf-8", "surrogateescape") == path
+    assert flat["error_message"] == message
 
 
 @pytest.mark.parametrize("interval", [None, (0.7, 0.8)])
@@ -175,7 +176,7 @@ def test_state_survives_with_names_that_are_not_utf8(tmp_path: Path) -> None:
     state = fresh().model_copy(update={"folder": "/n\udce9", "tally": Tally(failed=("x\udcff",), review=((-0.1, "\udc80"),))})
     save_state(tmp_path, state)
     assert load_state(tmp_path) == state
-    assert not (tmp_path / f"{STATE}.tmp").exists()
+    assert not (tmp_path / f".{STATE}.partial").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"schema": "hqtl-score/9"}', b"\xff"])
@@ -188,7 +189,7 @@ def test_unusable_state_is_an_error_that_names_it(tmp_path: Path, content: bytes
 def test_unfinished_start_is_recognised(tmp_path: Path) -> None:
     assert load_state(tmp_path / "missing") is None
     assert holds_only_a_start(tmp_path / "missing")
-    (tmp_path / "state.json.tmp").touch()
+    (tmp_path / ".state.json.partial").touch()
     assert holds_only_a_start(tmp_path)
     (tmp_path / "thesis.pdf").touch()
     assert not holds_only_a_start(tmp_path)

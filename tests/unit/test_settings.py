@@ -32,6 +32,8 @@ def test_every_variable_is_read() -> None:
         "HQTL_MAX_REQUESTS": "7",
         "HQTL_MAX_BATCH": "8",
         "HQTL_THREADS": "9",
+        "HQTL_PROVIDERS": "cuda, cpu",
+        "HQTL_PRELOAD": "aer",
         "HQTL_DECODERS": "10",
         "HQTL_DECODE_TIMEOUT_S": "1.5",
         "HQTL_DEADLINE_S": "2.5",
@@ -45,9 +47,13 @@ def test_every_variable_is_read() -> None:
         "HQTL_JOBS_SETTLE_S": "13.5",
         "HQTL_MAX_WAITING_JOBS": "14",
         "HQTL_MAX_RUNNING_JOBS": "15",
+        "HQTL_MAX_QPU_SECONDS_PER_DAY": "15.25",
+        "HQTL_MAX_PAID_JOBS_PER_DAY": "15",
         "HQTL_WEBHOOK_HOSTS": "Hooks.example.org, other.example.org:8443",
         "HQTL_WEBHOOK_SECRET": "a secret of some length",
         "HQTL_WEBHOOK_PRIVATE": "1",
+        "HQTL_WEBHOOK_CA": "/etc/ssl/own.pem",
+        "HQTL_HEADER_TIMEOUT_S": "15.75",
         "HQTL_MAX_INSPECT_BYTES": "16",
         "HQTL_MAX_INSPECT_PIXELS": "17",
         "HQTL_MAX_TILES": "18",
@@ -56,11 +62,12 @@ def test_every_variable_is_read() -> None:
     settings = ServiceSettings.from_environment({**BUNDLE, **values})
     assert settings.backends == ("aer", "pennylane:lightning.qubit")
     assert settings.default_backend == "aer"
+    assert (settings.providers, settings.preload) == (("cuda", "cpu"), ("aer",))
     assert (settings.keys, settings.insecure_no_auth) == (Path("/etc/hqtl/keys.json"), False)
     assert (settings.jobs, settings.webhook_private) == (Path("/var/lib/hqtl/jobs.sqlite"), True)
     assert settings.webhook_hosts == ("hooks.example.org", "other.example.org:8443")
     numbers = [value for value in settings.model_dump().values() if isinstance(value, int | float) and not isinstance(value, bool)]
-    assert numbers == [1000, 2000, 3, 4000, 5, 6, 7, 8, 9, 10, 1.5, 2.5, 11.5, 12.5, 13.5, 14, 15, 16, 17, 18]
+    assert numbers == [1000, 2000, 3, 4000, 5, 6, 7, 8, 9, 10, 1.5, 2.5, 11.5, 12.5, 13.5, 14, 15, 15.25, 15, 15.75, 16, 17, 18]
     assert "a secret" not in f"{settings} {settings!r} {settings.model_dump_json()}"
 
 
@@ -78,6 +85,9 @@ def test_every_variable_is_read() -> None:
         ("HQTL_MAX_IMAGES", "1.5"),
         ("HQTL_MAX_SHOTS", "10000001"),
         ("HQTL_THREADS", "0"),
+        ("HQTL_PROVIDERS", "cpu,gpu"),
+        ("HQTL_PROVIDERS", "cpu,cpu"),
+        ("HQTL_PRELOAD", "nonsense"),
         ("HQTL_DECODE_TIMEOUT_S", "0"),
         ("HQTL_KEYS", ""),
         ("HQTL_INSECURE_NO_AUTH", "maybe"),
@@ -146,3 +156,8 @@ def test_web_hooks_need_jobs_a_secret_and_plain_hosts(more: dict[str, str]) -> N
     with pytest.raises(ConfigError, match="HQTL_WEBHOOK_HOSTS") as caught:
         ServiceSettings.from_environment({**BUNDLE, "HQTL_WEBHOOK_HOSTS": "hooks.example.org", **more})
     assert "short-secret" not in str(caught.value)
+
+
+def test_only_what_is_offered_is_loaded_ahead() -> None:
+    with pytest.raises(ConfigError, match="HQTL_PRELOAD names fake_lima, which HQTL_BACKENDS does not offer"):
+        ServiceSettings.from_environment({**BUNDLE, "HQTL_PRELOAD": "aer,fake_lima"})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from hqtl_common.errors import BundleFormatError, ConfigError, ShapeError
+from hqtl_common.providers import PROVIDERS
 from hqtl_common.stages import Stage, available_cores
 from tests.tiny import onnx_bytes
 
@@ -63,9 +66,67 @@ def test_unusable_models_are_refused_by_name(model: bytes) -> None:
         Stage(model, "pre_net")
 
 
-def test_unknown_provider_is_refused_and_the_known_ones_listed() -> None:
-    with pytest.raises(ConfigError, match=r"NoProvider.*CPUExecutionProvider"):
-        Stage(linear(), "linear", providers=("NoProvider", "CPUExecutionProvider"))
+class TestProviders:
+    @pytest.mark.parametrize("names", [("NoProvider", "cpu"), (), ("cpu", "cpu"), ("CPUExecutionProvider",)])
+    def test_what_is_no_list_of_providers_is_refused_and_the_known_ones_listed(self, names: tuple[str, ...]) -> None:
+        with pytest.raises(ConfigError, match="cpu, cuda, tensorrt"):
+            Stage(linear(), "linear", providers=names)
+
+    @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+    def test_what_is_not_installed_is_refused_with_what_to_install(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+        with pytest.raises(ConfigError, match=rf"{PROVIDERS[name]} \(it has CPUExecutionProvider\): install onnxruntime-gpu"):
+            Stage(linear(), "linear", providers=(name, "cpu"))
+
+    def test_the_one_in_effect_is_told(self) -> None:
+        stage = Stage(linear(), "linear", providers=["cpu"])
+        assert stage.providers == ("cpu",)
+
+    @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+    def test_the_processor_never_steps_in_silently(self, name: str, runtime: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        """ONNX Runtime itself goes on with the processor where the libraries of a provider are missing."""
+        with pytest.raises(ConfigError, match=f"could not start {name}: .*onnxruntime-gpu"):
+            Stage(linear(), "linear", providers=(name,))
+
+        def broken(*_: Any, **__: Any) -> None:
+            raise RuntimeError("libcudnn is missing")
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **o: broken() if len(o["providers"][0]) == 2 else None)
+        with pytest.raises(ConfigError, match="libcudnn is missing"):
+            Stage(linear(), "linear", providers=(name,))
+
+    def test_they_are_asked_in_order_with_options_that_fit_any_batch(self, runtime: list[Any]) -> None:
+        with pytest.raises(ConfigError):
+            Stage(linear(), "linear", providers=("tensorrt", "cuda", "cpu"), max_batch=8)
+        asked = dict(runtime[0])
+        assert list(asked) == [PROVIDERS[name] for name in ("tensorrt", "cuda", "cpu")]
+        assert asked["TensorrtExecutionProvider"]["trt_profile_min_shapes"] == "x:1x3"
+        assert asked["TensorrtExecutionProvider"]["trt_profile_max_shapes"] == "x:8x3"
+        assert asked["CUDAExecutionProvider"]["use_tf32"] == "0"
+        assert asked["CPUExecutionProvider"] == {}
+
+    def test_a_bad_model_is_not_blamed_on_the_provider(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+        with pytest.raises(BundleFormatError, match="linear"):
+            Stage(b"nonsense", "linear", providers=("cuda", "cpu"))
+        with pytest.raises(BundleFormatError, match="linear"):
+            Stage(b"nonsense", "linear", providers=("tensorrt",))
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """An ONNX Runtime that knows every provider and starts none of them but the processor; what it was asked for."""
+    asked: list[Any] = []
+    session = onnxruntime.InferenceSession
+
+    def open_session(model: bytes, options: Any, providers: list[Any], enable_fallback: int) -> Any:
+        assert not enable_fallback
+        asked.append(providers)
+        return session(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    return asked
 
 
 def test_one_stage_serves_several_threads() -> None:
