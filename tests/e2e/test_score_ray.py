@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import tifffile
 from PIL import Image
 
 from hqtl_common import ModelBundle
+from tests.films import pictures, write_film
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
@@ -53,12 +57,17 @@ class TwoNodes:
         print(what, file=self.process.stdin, flush=True)
         return self._line()
 
-    def kill_second_at_work(self, run: subprocess.Popen[str]) -> None:
-        """The second node, as soon as a chunk is being scored there; another one takes its place."""
+    def second_at_work(self, run: subprocess.Popen[str]) -> psutil.Process:
+        """The second node, as soon as a chunk is being scored there."""
         raylet = psutil.Process(int(self.ask("pid")))
         while not any("score_rows" in " ".join(command_of(child)) for child in raylet.children()):
             assert run.poll() is None, run.communicate()
             time.sleep(0.005)
+        return raylet
+
+    def kill_second_at_work(self, run: subprocess.Popen[str]) -> None:
+        """The second node dies at work; another one takes its place."""
+        raylet = self.second_at_work(run)
         processes = [raylet, *raylet.children(recursive=True)]  # as a machine without power
         for process in processes:
             with suppress(psutil.NoSuchProcess):
@@ -141,7 +150,36 @@ def disturb(cluster: TwoNodes, photos: Path, bundle: ModelBundle, out: Path, row
     assert process.returncode == -signal.SIGKILL
 
 
-def test_two_nodes_of_which_one_dies_and_the_run_too(cluster: TwoNodes, bundle: ModelBundle, tmp_path: Path) -> None:
+def add_stacks(folder: Path) -> None:
+    """A video that is cut off, an array, and a TIFF of several pages, twice."""
+    film = write_film(folder / "flight.mkv", pictures(12)).read_bytes()
+    (folder / "cut.mkv").write_bytes(film[: len(film) * 2 // 3])
+    np.save(folder / "cube.npy", np.stack([frame[..., 0] for frame in pictures(7, seed=1)]))
+    for name in ("pages.tif", "pages again.tif"):
+        tifffile.imwrite(folder / name, np.stack(pictures(5, seed=2)), photometric="rgb")
+
+
+def test_two_nodes_give_the_rows_of_one_process(cluster: TwoNodes, bundle: ModelBundle, tmp_path: Path) -> None:
+    photos, out = make_photos(tmp_path / "photos", 120), tmp_path / "out"
+    add_stacks(photos)
+    options, ray = (*OPTIONS, "--every", "2"), ("--engine", "ray", "--ray-address", cluster.address)
+    finish(start(photos, bundle, tmp_path / "whole", *options))
+    process = start(photos, bundle, out, *options, *ray)
+    cluster.second_at_work(process)
+    wait_for_rows(process, out, 20)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    finish(start(photos, bundle, out, "--resume", "--no-report", *ray))
+    assert everything(out) == everything(tmp_path / "whole")
+    kinds = [json.loads(line)["part_kind"] for line in (out / "scores.jsonl").read_text().splitlines()]
+    assert Counter(kinds)["slice"] == 7
+    assert Counter(kinds)["page"] == 10
+    assert Counter(kinds)["frame"] > 6
+
+
+@pytest.mark.slow
+def test_a_node_dies_and_the_run_too(cluster: TwoNodes, bundle: ModelBundle, tmp_path: Path) -> None:
     photos, out = make_photos(tmp_path / "photos", 180), tmp_path / "out"
     finish(start(photos, bundle, tmp_path / "whole", *OPTIONS))
     disturb(cluster, photos, bundle, out, 20)
