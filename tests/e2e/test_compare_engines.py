@@ -57,6 +57,7 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.slow
 def test_killed_processes_go_on(file: Path, expected: dict[str, bytes], feature_cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(file, out, feature_cache, "--engine", "process", "--workers", "1")
