@@ -104,23 +104,31 @@ class Predictor:
         """
         return self._lanes[family_of(self._name(options)).pattern].submit(batch, options)
 
-    def run_paid(self, batch: InferenceBatch, options: PredictOptions, **limits: Any) -> InferenceBatch:
-        """Run the head where it may take days, in the thread of the caller.
+    def open_backend(self, options: PredictOptions, **limits: Any) -> Backend:
+        """The backend of a request; the caller closes it.
 
         Args:
-            batch: With angles.
             options: Of the request.
             limits: Options of a paid backend: its scope, ledger and budget.
 
         Raises:
-            BackendError: The head could not be run.
+            BackendError: It cannot be opened.
         """
         self.load(self._name(options))  # the login, which asks the network, comes after it
-        backend = get_backend(self._name(options), shots=options.shots, seed=options.seed, **options.backend_options, **limits)
-        try:
-            return self._classifier.run(batch, backend=backend, threshold=options.threshold)
-        finally:
-            backend.close()
+        return get_backend(self._name(options), shots=options.shots, seed=options.seed, **options.backend_options, **limits)
+
+    def run_on(self, backend: Backend, batch: InferenceBatch, options: PredictOptions) -> InferenceBatch:
+        """Run the head where it may take days, in the thread of the caller.
+
+        Args:
+            backend: See :meth:`open_backend`.
+            batch: With angles.
+            options: Of the request.
+
+        Raises:
+            BackendError: The head could not be run.
+        """
+        return self._classifier.run(batch, backend=backend, threshold=options.threshold)
 
     def load(self, name: str) -> None:
         """Import what a backend needs.

@@ -8,6 +8,7 @@ of all of them, below each other in this order, so that a replay mitigates the s
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ from hqtl_common.backends.mitigation_circuits import (
 from hqtl_common.backends.recorded import Budget, JobStatus, RecordedExecutor, Request, Timing
 from hqtl_common.backends.sampler import DEFAULT_SHOTS, bindings
 from hqtl_common.circuit import ZString, qiskit_circuit
-from hqtl_common.errors import CapabilityError, ConfigError
+from hqtl_common.errors import BackendUnavailableError, CapabilityError, ConfigError
 from hqtl_common.ledger import Entry, Ledger, default_ledger_path, request_key
 from hqtl_common.records import Evaluation, ExecutionRecord
 from hqtl_common.specs import HeadSpec
@@ -154,7 +155,9 @@ class HardwareBackend:
             Budget(max_jobs, max_qpu_seconds),
             Timing(settle_s, poll_s, max_poll_s, deadline_s),
             _log_status,
+            self._pause,
         )
+        self._closing = threading.Event()
         self._isa = lru_cache(maxsize=16)(self._transpiled)
 
     OPTIONS: ClassVar[frozenset[str]] = frozenset(signature(__init__).parameters) - {"self", "name"}
@@ -190,8 +193,13 @@ class HardwareBackend:
         return Evaluation(expvals, covs, self._record(entries, spec.num_qubits, len(angles64), time.perf_counter() - started))
 
     def close(self) -> None:
-        """Close the session or batch, if one was opened."""
+        """End the waiting of every thread that runs something here, and close the session or batch, if one was opened."""
+        self._closing.set()
         self._provider.close()
+
+    def _pause(self, seconds: float) -> None:
+        if self._closing.wait(seconds):
+            raise BackendUnavailableError(f"{self.name} was closed while it waited; the same call goes on waiting for what is submitted")
 
     def _run_part(self, spec: HeadSpec, weights: F64, angles: F64, stream: int) -> Entry:
         active = {name: value for name, value in self._mitigation.options.items() if value is not None}

@@ -35,6 +35,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 900.0
 _HOUSEKEEPING_S = 600.0
 _HOOK_TRIES = 8
 _MAX_MESSAGE = 2000
+_END_S = 5.0  # for those who follow a job to see that the service ends; one on the network may take longer, and is left
 
 
 class Worker(Protocol):
@@ -51,6 +52,10 @@ class Worker(Protocol):
 
     def cancel(self, job: Job, *, in_work: bool) -> Cancelling:
         """Cancel a paid job at its provider."""
+        ...
+
+    def close(self) -> None:
+        """End the waiting of every :meth:`run`, which raises."""
         ...
 
 
@@ -75,6 +80,7 @@ class Runner:
         self._keep_s = keep_s
         self._lock_file: int | None = None
         self._in_work: dict[str, bool] = {}  # identifiers; whether paid
+        self._followers: set[threading.Thread] = set()
         self._busy: set[str] = set()  # cancelling or telling
         self._guard = threading.Lock()
         self._wake = threading.Event()
@@ -101,14 +107,16 @@ class Runner:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join()
+        self._work.close()
+        until = time.monotonic() + _END_S
+        for thread in tuple(self._followers):
+            thread.join(max(until - time.monotonic(), 0.0))
         if self._lock_file is not None:
             os.close(self._lock_file)
 
     def adopt(self, job: Job, run: Callable[[Job], dict[str, Any]]) -> None:
         """Follow a job that runs in this process already; ``run`` waits for its answer."""
-        with self._guard:
-            self._in_work[job.id] = False
-        threading.Thread(target=self._follow, args=(job, run), name=f"job-{job.id[:8]}", daemon=True).start()
+        self._take_up(job, run, paid=False)
 
     def _loop(self) -> None:
         while not self._closed:
@@ -152,9 +160,14 @@ class Runner:
     def _begin(self, job: Job) -> None:
         if job.tries == 1 and job.started:
             self._metrics.waited("job", job.started - job.created)
+        self._take_up(job, self._work.run, paid=job.submission.paid)
+
+    def _take_up(self, job: Job, run: Callable[[Job], dict[str, Any]], *, paid: bool) -> None:
+        thread = threading.Thread(target=self._follow, args=(job, run), name=f"job-{job.id[:8]}", daemon=True)
         with self._guard:
-            self._in_work[job.id] = job.submission.paid
-        threading.Thread(target=self._follow, args=(job, self._work.run), name=f"job-{job.id[:8]}", daemon=True).start()
+            self._in_work[job.id] = paid
+            self._followers.add(thread)
+        thread.start()
 
     def _follow(self, job: Job, run: Callable[[Job], dict[str, Any]]) -> None:
         try:
@@ -165,6 +178,7 @@ class Runner:
         finally:
             with self._guard:
                 self._in_work.pop(job.id, None)
+                self._followers.discard(threading.current_thread())
             self._wake.set()
 
     def _note(self, job: Job, run: Callable[[Job], dict[str, Any]]) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
+from hqtl_common.backends.base import Backend
 from hqtl_common.errors import HqtlError, JobFailedError
 from hqtl_common.ledger import Entry, Ledger
+from serving.errors import NotReadyError
 from serving.forms import PredictOptions
 from serving.jobs.records import Job, unpack_inputs
 from serving.jobs.store import readable
@@ -30,19 +35,29 @@ class Work:
     def __init__(self, predictor: Predictor, ledger: Ledger) -> None:
         self._predictor = predictor
         self._ledger = ledger
+        self._open: set[Backend] = set()
+        self._guard = threading.Lock()
+        self._closed = False
 
     @property
     def bundle(self) -> str:
         """Hash of the bundle whose jobs can be done."""
         return self._predictor.bundle_hash
 
+    def close(self) -> None:
+        """End the waiting of every :meth:`run`, which raises; what is submitted goes on at its provider."""
+        with self._guard:
+            self._closed = True
+            for backend in self._open:
+                backend.close()
+
     def run(self, job: Job) -> dict[str, Any]:
         """The answer of a job, waiting as long as it takes; a second call goes on where the first one was killed.
 
         Raises:
             JobFailedError: The provider's job has ended without a result, now or before.
-            NotReadyError: The ledger cannot be used now.
-            HqtlError: See :meth:`serving.predictor.Predictor.run_paid`.
+            NotReadyError: The ledger cannot be used now, or this is closed.
+            HqtlError: See :meth:`serving.predictor.Predictor.open_backend` and :meth:`serving.predictor.Predictor.run_on`.
         """
         with readable():
             return self._run(job)
@@ -57,8 +72,24 @@ class Work:
             raise JobFailedError(f"job {entry.job_id} ended without a result: {reason}", entry.job_id or "")
         settings = self._predictor.settings
         limits = {"scope": job.id, "ledger": self._ledger.path, "max_jobs": wanted.estimate.jobs}
-        done = self._predictor.run_paid(batch, options, **limits, settle_s=settings.jobs_settle_s, poll_s=settings.jobs_poll_s)
+        pauses = {"settle_s": settings.jobs_settle_s, "poll_s": settings.jobs_poll_s}
+        with self._held(self._predictor.open_backend(options, **limits, **pauses)) as backend:
+            done = self._predictor.run_on(backend, batch, options)
         return self._predictor.answer(wanted.filenames, done)
+
+    @contextmanager
+    def _held(self, backend: Backend) -> Iterator[Backend]:
+        with self._guard:
+            self._open.add(backend)
+            closed = self._closed
+        try:
+            if closed:
+                raise NotReadyError("the service is ending")
+            yield backend
+        finally:
+            with self._guard:
+                self._open.remove(backend)
+            backend.close()
 
     def cancel(self, job: Job, *, in_work: bool) -> Cancelling:
         """Cancel a paid job at its provider.

@@ -11,6 +11,7 @@ import traceback
 import urllib.parse
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,19 @@ def test_a_deadline_leaves_the_job_to_the_next_run(running: Running, tmp_path: P
         with pytest.raises(BackendTimeoutError, match="is queued"):
             machine(tmp_path, deadline_s=0.3).run(SPEC, WEIGHTS, ANGLES)
         machine(tmp_path).run(SPEC, WEIGHTS, ANGLES)
+        assert emulator.stats()["submits_received"] == 1
+
+
+def test_closing_ends_the_waiting_of_another_thread(running: Running, tmp_path: Path) -> None:
+    with running(queue_seconds=(1e5, 1e5), time_factor=1.0) as emulator, ThreadPoolExecutor(1) as threads:
+        backend = machine(tmp_path, poll_s=600.0, max_poll_s=600.0)
+        waiting = threads.submit(backend.run, SPEC, WEIGHTS, ANGLES)
+        while not Ledger(tmp_path / "ledger.sqlite").find(state="submitted"):
+            assert not waiting.done()
+            time.sleep(0.05)
+        backend.close()
+        with pytest.raises(BackendUnavailableError, match="ibm:ibm_lima was closed while it waited"):
+            waiting.result(60)
         assert emulator.stats()["submits_received"] == 1
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from hqtl_common import HybridClassifier, ModelBundle, get_backend
+from hqtl_common.errors import BackendUnavailableError
 from hqtl_common.ledger import Ledger
 from serving.app import create_app, open_ring
 from serving.jobs.office import open_office
@@ -47,7 +49,7 @@ class Service:
         )
         self.predictor = Predictor(self.settings)
 
-    @contextmanager  # threads go on after it, as a process would not: let them have submitted what they will
+    @contextmanager
     def running(self) -> Iterator[Callable[..., Client]]:
         office = open_office(self.predictor)
         assert office is not None
@@ -295,10 +297,18 @@ def test_a_job_that_fails_says_why_and_is_not_paid_again(service: Service, runni
 
 @pytest.mark.parametrize("place", ["hqtl_common.ledger.Ledger.submitted", "hqtl_common.backends.recorded.RecordedExecutor._wait"])
 def test_a_service_that_died_goes_on_with_its_job(place: str, service: Service, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that never comes back stands for a process that was killed; the lock and the file are as after a death."""
-    with running() as emulator:
+    """A thread that does not come back stands for a process that was killed; the lock and the file are as after a death."""
+    monkeypatch.setattr("serving.jobs.runner._END_S", 0.1)
+    buried = threading.Event()
+
+    def die(*_: Any) -> None:
+        buried.wait()
+        raise BackendUnavailableError("the process is dead")
+
+    with ExitStack() as after, running() as emulator:
+        after.callback(buried.set)
         with monkeypatch.context() as patched, service.running() as connect:
-            patched.setattr(place, lambda *_: time.sleep(1e6))
+            patched.setattr(place, die)
             identifier = submit(connect()).json()["id"]
             wait_for(lambda: emulator.stats()["jobs_accepted"] == 1)
             assert connect().get(f"/v1/jobs/{identifier}").json()["state"] == "running"
@@ -306,6 +316,19 @@ def test_a_service_that_died_goes_on_with_its_job(place: str, service: Service, 
             job = wait(connect(), identifier)
         assert len(job["answer"]["predictions"]) == 3
         assert (emulator.stats()["submits_received"], emulator.stats()["jobs_executed"]) == (1, 1)
+
+
+def test_closing_ends_the_threads_that_wait_for_jobs(service: Service, running: Running) -> None:
+    with running(**WAITING) as emulator:
+        with service.running() as connect:
+            identifier = submit(connect()).json()["id"]
+            wait_for(lambda: emulator.stats()["jobs_accepted"] == 1)
+            waiting = [thread for thread in threading.enumerate() if thread.name == f"job-{identifier[:8]}"]
+            assert len(waiting) == 1
+        wait_for(lambda: not waiting[0].is_alive())
+        with service.running() as connect:
+            assert connect().get(f"/v1/jobs/{identifier}").json()["state"] in ("queued", "running")
+        assert emulator.stats()["submits_received"] == 1
 
 
 def test_a_platform_that_is_down_is_asked_again(service: Service, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

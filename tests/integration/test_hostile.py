@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import struct
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,15 +53,21 @@ QUERIES = [b"%ff=%fe", b"seed=%00", b"&" * 100, b"a=b&" * 100, b"seed=1&seed=2",
 
 
 class TripWire:
-    """Audit events while it is armed; a hook can never be taken away again, so there is one."""
+    """Audit events while it is armed; a hook can never be taken away again, so there is one.
+
+    Threads that were there before, of other tests, are none of its business.
+    """
 
     def __init__(self) -> None:
         self.armed = False
+        self.strangers = {thread for thread in threading.enumerate() if thread is not threading.current_thread()}
         self.touched: list[str] = []
         sys.addaudithook(self.notice)
 
     def notice(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.armed and event.startswith(WIRED) and "sniffio" not in repr(arguments):  # httpx, our client, looks for it each time
+        if not self.armed or not event.startswith(WIRED) or threading.current_thread() in self.strangers:
+            return
+        if "sniffio" not in repr(arguments):  # httpx, our client, looks for it each time
             self.touched.append(f"{event} {arguments!r:.200}")
 
     @contextmanager
@@ -80,7 +87,7 @@ def wire() -> TripWire:
 
 
 @pytest.fixture(scope="module")
-def predictor(bundle: ModelBundle) -> Iterator[Predictor]:
+def predictor(wire: TripWire, bundle: ModelBundle) -> Iterator[Predictor]:
     predictor = Predictor(ServiceSettings(bundle=bundle.path, threads=1, decoders=2, insecure_no_auth=True, max_images=8))
     yield predictor
     predictor.close()

@@ -272,6 +272,9 @@ class Idle:
     def cancel(self, job: Job, *, in_work: bool) -> Any:
         raise AssertionError("nothing is to be cancelled")
 
+    def close(self) -> None:
+        """Nothing waits here."""
+
 
 def test_one_of_several_takes_jobs_up_and_the_next_when_it_has_gone(store: JobStore) -> None:
     works = [Idle(), Idle()]
