@@ -21,6 +21,7 @@ from hqtl_common.classifier import HybridClassifier
 from hqtl_common.errors import BackendError, BundleFormatError, ConfigError, UnknownBackendError
 from hqtl_common.records import InferenceBatch
 from serving.batcher import Batcher
+from serving.collector import exempt_imports
 from serving.errors import FieldError, ForbiddenBackendError
 from serving.forms import PredictOptions
 from serving.intake import Intake, PredictRequest
@@ -136,7 +137,7 @@ class Predictor:
         Raises:
             BackendUnavailableError: The package behind the backend is not installed.
         """
-        with _heavy_import:
+        with _heavy_import, exempt_imports():
             import_backend(name)
 
     def run_exact(self, batch: InferenceBatch, options: PredictOptions) -> InferenceBatch:
@@ -239,5 +240,5 @@ def _not_offered(name: str, offered: tuple[str, ...]) -> BackendError:
 def _make_backend(name: str, options: PredictOptions) -> Backend:
     if family_of(name).package is None:
         return get_backend(name, shots=options.shots, seed=options.seed, **options.backend_options)
-    with _heavy_import:
+    with _heavy_import, exempt_imports():
         return get_backend(name, shots=options.shots, seed=options.seed, **options.backend_options)

@@ -15,6 +15,7 @@ import bentoml
 
 from hqtl_common.errors import ConfigError, HqtlError
 from serving import logs
+from serving.collector import exempt
 from serving.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class HybridService:
 
             TimedProtocol.patience_s = settings.header_timeout_s
         self._app = _Front.app = create_app(self._predictor, ring, self._office)
+        if in_worker:
+            exempt()
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod

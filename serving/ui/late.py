@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hqtl_common.errors import ConfigError
+from serving.collector import exempt_imports
 from serving.errors import NotReadyError
 from serving.http_errors import answer_error
 
@@ -66,7 +67,8 @@ class LatePage:
 
         def work() -> None:
             try:
-                self._make()
+                with exempt_imports():
+                    self._make()
             except Exception as error:
                 logger.exception("the page cannot be shown")
                 made.set_exception(error)
