@@ -5,7 +5,9 @@ Reading needs nothing but the tags; :meth:`GeoReference.lonlat`, and systems tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ __all__ = ["GeoReference", "read_georeference"]
 _PIXEL_SCALE, _TIE_POINTS, _TRANSFORMATION = "ModelPixelScale", "ModelTiepoint", "ModelTransformation"
 _USER_DEFINED = 32767
 _PIXEL_IS_POINT = 2
+_HALF_WAY = 180  # degrees
+_FARTHEST = 1e99  # in any unit; what is not a number is not less
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +44,44 @@ class GeoReference:
         return a * x + b * y + c, d * x + e * y + f
 
     def lonlat(self, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Longitude and latitude (WGS 84, degrees) of pixel positions.
+        """Longitude and latitude (WGS 84, degrees) of pixel positions; across the 180th meridian longitudes go on beyond 180.
 
         Args:
             points: Positions (x, y) in pixels.
 
         Raises:
-            InputError: The image names no coordinate system, or one that is unknown.
+            InputError: The image names no coordinate system, one that is unknown, or one that has no place on the earth for them.
             ConfigError: The package rasterio is not installed.
         """
         mapped = [self.map_point(x, y) for x, y in points]
         if self.crs is None:
             raise InputError("the image has map coordinates but names no coordinate system; write one into it, e.g. with gdal_edit -a_srs")
-        if self.crs in {"EPSG:4326", "OGC:CRS84"} or not mapped:
-            return mapped
-        try:
-            from rasterio.errors import CRSError
-            from rasterio.warp import transform
-        except ImportError as error:
-            raise ConfigError("longitude and latitude need the package rasterio: pip install 'hqtl[geo]'") from error
-        try:
-            longitudes, latitudes = transform(self.crs, "EPSG:4326", *zip(*mapped, strict=True))[:2]
-        except CRSError as error:
-            raise InputError(f"unknown coordinate system {self.crs!r}: {error}") from error
-        return list(zip(longitudes, latitudes, strict=True))
+        found = mapped if self.crs in {"EPSG:4326", "OGC:CRS84"} or not mapped else _on_earth(self.crs, mapped)
+        if not all(math.isfinite(longitude) and abs(latitude) <= 90 for longitude, latitude in found):
+            raise InputError("the map coordinates of the image are no places on the earth in its coordinate system")
+        return found
+
+
+def _on_earth(crs: str, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Coordinates in a system → longitude and latitude."""
+    try:
+        from rasterio.errors import CRSError
+        from rasterio.warp import transform
+    except ImportError as error:
+        raise ConfigError("longitude and latitude need the package rasterio: pip install 'hqtl[geo]'") from error
+    try:
+        longitudes, latitudes = transform(crs, "EPSG:4326", *zip(*points, strict=True))[:2]
+    except CRSError as error:
+        raise InputError(f"unknown coordinate system {crs!r}: {error}") from error
+    except Exception as error:  # what GDAL and PROJ raise has no public name
+        raise InputError("coordinates in the system of the image cannot be converted to longitude and latitude") from error
+    if max(longitudes) - min(longitudes) > _HALF_WAY:  # they lie on both sides of the 180th meridian, where lines would go round the earth
+        longitudes = [longitude + 360 if longitude < 0 else longitude for longitude in longitudes]
+    return list(zip(longitudes, latitudes, strict=True))
 
 
 def read_georeference(tags: Mapping[str, Any], path: Path) -> GeoReference | None:
-    """The georeference of a GeoTIFF's tags, None where they hold no position.
+    """The georeference of a GeoTIFF's tags, None where they hold no position, or none that is a number.
 
     Source: OGC GeoTIFF Standard 1.1 (19-008r4), sections 7.1 and B.6.
 
@@ -76,7 +90,7 @@ def read_georeference(tags: Mapping[str, Any], path: Path) -> GeoReference | Non
         path: The file; rasterio, if it is installed, spells out a coordinate system without an EPSG number.
     """
     transform = _transform(tags)
-    if transform is None:
+    if transform is None or not all(abs(value) < _FARTHEST for value in transform):
         return None
     if tags.get("GTRasterTypeGeoKey") == _PIXEL_IS_POINT:  # the standard then speaks of centres
         a, b, c, d, e, f = transform
@@ -91,8 +105,9 @@ def _spelled_out(path: Path) -> str | None:
         import rasterio
     except ImportError:
         return None
-    with rasterio.open(path) as file:
-        return file.crs.to_wkt() if file.crs else None
+    with suppress(OSError), path.open("rb") as file, rasterio.open(f"/dev/fd/{file.fileno()}") as opened:  # GDAL takes no odd names
+        return opened.crs.to_wkt() if opened.crs else None
+    return None
 
 
 def _transform(tags: Mapping[str, Any]) -> tuple[float, float, float, float, float, float] | None:

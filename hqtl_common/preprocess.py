@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from hqtl_common.errors import ImageDecodeError, InputError, UnknownImageFormatError
 from hqtl_common.specs import PreprocessSpec
 from hqtl_common.value_ranges import to_unit_values
-from hqtl_common.volumes import VOLUME_SUFFIXES, read_volume
+from hqtl_common.volumes import TIFF_STARTS, VOLUME_SUFFIXES, read_volume
 
 __all__ = [
     "FORMATS",
@@ -106,6 +106,9 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except ImageDecodeError:
         raise
     except UnidentifiedImageError as error:
+        if data.startswith(TIFF_STARTS):
+            what = "the TIFF file is damaged, or of a kind that cannot be read"
+            raise ImageDecodeError(f"{what}; save it as 8- or 16-bit grey or 8-bit colour") from error
         raise UnknownImageFormatError(f"not a {', '.join(FORMATS)} image ({len(data):,} bytes)") from error
     except Exception as error:  # the parsers of Pillow raise whatever they stumble over: struct.error, IndexError, …
         raise ImageDecodeError(f"the image is damaged or cut off: {type(error).__name__}: {error}") from error

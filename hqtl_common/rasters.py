@@ -19,6 +19,7 @@ from hqtl_common.errors import HqtlError, ImageDecodeError, ShapeError
 from hqtl_common.georeference import GeoReference
 from hqtl_common.preprocess import open_regular_file
 from hqtl_common.raster_sources import HeldValues, WholeImage, Window, check_size
+from hqtl_common.volumes import TIFF_STARTS
 
 if TYPE_CHECKING:
     from hqtl_common.tiff_windows import TiffWindows
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_RASTER_PIXELS", "Raster", "Window", "decoding", "open_page", "open_raster", "raster_of", "raster_of_values"]
 
 MAX_RASTER_PIXELS = 1 << 30
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class _Source(Protocol):
@@ -77,8 +77,13 @@ class Raster:
 
     @property
     def georeference(self) -> GeoReference | None:
-        """Where the pixels lie on the ground; None without map coordinates, or where the image was turned upright."""
-        return None if self._source.orientation in _STORED else self._source.georeference
+        """Where the pixels lie on the ground; None without map coordinates, or where the image was turned upright.
+
+        Raises:
+            ImageDecodeError: What the file says of it is damaged.
+        """
+        with decoding():
+            return None if self._source.orientation in _STORED else self._source.georeference
 
     def read(self, x: int, y: int, width: int, height: int, page: int = 0) -> Window:
         """The window whose upper left pixel is (x, y): (height, width) for grey, (height, width, 3) for colour.
@@ -222,7 +227,7 @@ def _whole_page(file: BinaryIO, place: int, max_pixels: int) -> WholeImage:
 def _open_source(file: BinaryIO, path: Path, max_pixels: int) -> _Source:
     start = file.read(16)
     file.seek(0)
-    if start.startswith(_TIFF_STARTS):
+    if start.startswith(TIFF_STARTS):
         from hqtl_common.tiff_windows import TiffWindows
 
         tiff = TiffWindows(file, path)

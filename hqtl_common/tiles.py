@@ -122,4 +122,4 @@ def _weights(starts: tuple[int, ...], size: int, length: int, cell: int) -> NDAr
     """Weight of each tile (rows) at the centre of each cell (columns) along one direction."""
     centres = np.minimum((np.arange(-(-length // cell)) + 0.5) * cell, length - 0.5)
     distance = np.abs(centres[None] - (np.asarray(starts)[:, None] + size / 2)) / (size / 2)
-    return np.where(distance < 1, 1.0 - distance + 1e-6, 0.0)
+    return np.where(distance <= 1, 1.0 - distance + 1e-6, 0.0)  # a centre on the border of two tiles belongs to both

@@ -50,6 +50,7 @@ class VideoFrames:
 
     Attributes:
         broken: Why the video ends before its declared end; None where it is whole.
+        about: What the container says about the video, by the names of FFmpeg.
 
     Raises:
         ConfigError: The package ``av`` is not installed.
@@ -59,6 +60,7 @@ class VideoFrames:
     def __init__(self, file: BinaryIO, max_pixels: int) -> None:
         self._file, self._max_pixels = file, max_pixels
         self.broken: str | None = None
+        self.about: dict[str, str] = {}
         self._container: InputContainer | None = None
         self._clock: Fraction | None = None  # seconds of a unit of time
         self._order = array("q")  # times of the frames, ascending
@@ -152,6 +154,7 @@ class VideoFrames:
 
     def _index(self, container: InputContainer) -> None:
         """Times of all frames, from the packets."""
+        self.about = dict(container.metadata)
         width, height = self._stream.codec_context.width, self._stream.codec_context.height
         if width * height > self._max_pixels:
             raise ImageDecodeError(f"the frames have {width} × {height} pixels; at most {self._max_pixels:,} are allowed")

@@ -26,6 +26,7 @@ __all__ = [
     "MAX_EDGE",
     "MAX_UNPACKED",
     "MAX_VOXELS",
+    "TIFF_STARTS",
     "VOLUME_SUFFIXES",
     "check_shape",
     "full_range",
@@ -43,7 +44,7 @@ MAX_EDGE = 4096
 
 F32 = NDArray[np.float32]
 
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 GZIP_START = b"\x1f\x8b"
 MAX_UNPACKED = 1 << 30
 
@@ -75,7 +76,7 @@ def read_volume(data: bytes, shape: tuple[int, int, int]) -> F32:
 
 def _open(data: bytes) -> tuple[int, Iterator[F32]]:
     """Number of slices, and the slices with values in [0, 1]."""
-    if data.startswith(_TIFF_STARTS):
+    if data.startswith(TIFF_STARTS):
         count = _count_pages(data)
         return count, _pages(data, count)
     if data.startswith(b"\x93NUMPY"):

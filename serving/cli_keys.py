@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_FOLDED = ("name", "backends")
 _file = click.option(
     "--file",
     "path",
@@ -79,19 +80,25 @@ def add(
     """Make a key for NAME and print it, once: only its hash is kept."""
     from datetime import UTC
 
+    from pydantic import ValidationError
+
     from serving.keys import Grants, default_path, edit_keys, new_key
 
     if no_backends and backends:
         raise click.UsageError("--no-backends and --backend exclude each other")
     chosen = () if no_backends else backends or ("*",)
-    grants = Grants(
-        backends=chosen,
-        max_shots=max_shots,
-        qpu_seconds_per_day=qpu_seconds_per_day,
-        jobs_per_day=jobs_per_day,
-        requests_per_minute=requests_per_minute,
-    )
-    token, key = new_key(name, grants, expires.replace(tzinfo=UTC) if expires else None)
+    try:
+        grants = Grants(
+            backends=chosen,
+            max_shots=max_shots,
+            qpu_seconds_per_day=qpu_seconds_per_day,
+            jobs_per_day=jobs_per_day,
+            requests_per_minute=requests_per_minute,
+        )
+        token, key = new_key(name, grants, expires.replace(tzinfo=UTC) if expires else None)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise click.UsageError(f"{problem['loc'][0]}: {problem['msg']}; got {str(problem['input'])[:40]!r}") from error
     with edit_keys(path or default_path()) as keys:
         keys.append(key)
     click.echo(token)
@@ -109,10 +116,13 @@ def list_keys(path: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([{**key.model_dump(mode="json", exclude={"sha256"}), "state": key.state} for key in keys], indent=2))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("id", "name", "state", "backends", "max shots", "QPU s/day", "jobs/day", "requests/min", "expires")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("id", "name", "state", "backends", "max\nshots", "QPU\ns/day", "jobs\n/day", "requests\n/min", "expires"):
+        table.add_column(name, no_wrap=name not in _FOLDED, overflow="fold")  # nothing may be cut off: revoke needs the id
     for key in keys:
         table.add_row(*_row(key))
     Console().print(table)

@@ -72,12 +72,18 @@ class Desk:
         self._closing = True
 
     def check_ready(self) -> None:
-        """Say whether requests are taken.
+        """Say whether all that the service promises can be had.
 
         Raises:
-            NotReadyError: The service is about to end.
+            NotReadyError: It is about to end, or cannot keep jobs now.
             KeysUnavailableError: Nobody would be let in.
         """
+        self._check_open()
+        if self._office is not None:
+            self._office.check_ready()
+
+    def _check_open(self) -> None:
+        """What cannot become a job is answered even where none can be kept."""
         if self._closing:
             raise NotReadyError("the service is about to end and takes no more requests")
         if self._ring is not None:
@@ -144,7 +150,7 @@ class Desk:
         work: Callable[[Request, PredictRequest, asyncio.Timeout], Awaitable[T]],
         read: Callable[[AsyncIterator[bytes]], Awaitable[PredictRequest]] | None = None,
     ) -> T:
-        self.check_ready()
+        self._check_open()
         request.state.idempotency_key = idempotency_key(request)
         if self._in_work >= self._settings.max_requests:
             self._make_room()
@@ -178,7 +184,8 @@ class Desk:
         Raises:
             OverloadedError: All are in work, or arrive.
         """
-        slowest = max((one for one in self._arriving if one.waiting), key=lambda one: one.waited, default=None)
+        waiting = [one for one, deadline in self._arriving.items() if one.waiting and not deadline.expired()]
+        slowest = max(waiting, key=lambda one: one.waited, default=None)
         if slowest is None or slowest.waited < SLOW_S:
             raise OverloadedError(f"{self._in_work} requests are in work, the limit of this service; try again later")
         slowest.gave_way = True
@@ -198,7 +205,7 @@ class Desk:
         return await self._finish(request, asked, running)
 
     async def _predict_now(self, request: Request, asked: PredictRequest, _: asyncio.Timeout) -> Reply:
-        limits.refuse_paid(asked.options.backend)
+        limits.refuse_paid(self._predictor.backend_of(asked.options))
         return await self._finish(request, asked, self._predictor.start(await self._predictor.featurize(asked), asked.options))
 
     async def _finish(self, request: Request, asked: PredictRequest, running: Future[InferenceBatch]) -> Reply:
@@ -209,8 +216,10 @@ class Desk:
         request.state.log |= {"backend": execution["backend_used"], "shots": shots_of(answer), "qpu_seconds": execution["qpu_seconds"]}
         return Reply(200, answer)
 
-    async def _keep(self, request: Request, asked: PredictRequest, _: asyncio.Timeout) -> Reply:
-        return await self._reply(request, asked, await self._accept(request, asked, await self._predictor.featurize(asked)))
+    async def _keep(self, request: Request, asked: PredictRequest, deadline: asyncio.Timeout) -> Reply:
+        batch = await self._predictor.featurize(asked)
+        deadline.reschedule(None)  # a job that is kept is not answered as one that was late
+        return await self._reply(request, asked, await self._accept(request, asked, batch))
 
     async def _accept(self, request: Request, asked: PredictRequest, batch: InferenceBatch, **facts: Any) -> Job:
         return await self.office.accept(request.state.key, asked, batch, request.state.idempotency_key, **facts)
@@ -238,7 +247,7 @@ class Desk:
     def _check(self, key: Key, asked: PredictRequest) -> dict[str, Any]:
         """Refuse what the key or the operator does not allow; what the log says of the rest."""
         options, limit = asked.options, self._settings.deadline_s
-        backend = options.backend or self._settings.default_backend
+        backend = self._predictor.backend_of(options)
         if (options.deadline_s or 0) > limit:
             raise FieldError("deadline_s", f"must be at most {limit:g}; got {options.deadline_s:g}")
         if backend in self._settings.backends:  # of others the predictor says what is on offer

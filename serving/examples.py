@@ -39,7 +39,8 @@ _PREDICTION: dict[str, Any] = {
     "familiarity": 0.42,
     "review": [],
 }
-_ANSWER: dict[str, Any] = {"predictions": [_PREDICTION], "execution": _EXECUTION}
+_RUNTIME = {"precision": "fp32", "providers": ["cpu"]}
+_ANSWER: dict[str, Any] = {"predictions": [_PREDICTION], "execution": _EXECUTION, "runtime": _RUNTIME}
 _NEEDS = {"jobs": 1, "executions": 2000, "qpu_seconds": 2.5}
 _JOB: dict[str, Any] = {
     "id": "f95861c1e7b342da89735d50ce2e2c0b",
@@ -112,6 +113,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "label": "crack",
         "tiles": [{**_TILE, "interval": None, "familiarity": 0.42, "review": []}],
         "execution": {**_EXECUTION, "backend_requested": "statevector", "backend_used": "statevector", "shots": None, "job_ids": []},
+        "runtime": _RUNTIME,
     },
     "InferAnswer": {
         "model_name": "hqtl",

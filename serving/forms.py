@@ -252,13 +252,15 @@ def _declared_length(headers: Mapping[str, str]) -> float:
 
 
 def _boundary(headers: Mapping[str, str]) -> bytes:
-    declared = headers.get("content-type", "")
-    kind, parameters = parse_options_header(declared.encode("latin-1", "replace"))
-    if kind != b"multipart/form-data":
-        raise MediaTypeError(f"the body must be multipart/form-data with the field {IMAGE_FIELD!r}; got {declared or 'no content type'!r}")
-    encoding = headers.get("content-encoding", "identity")
+    declared, encoding = headers.get("content-type", ""), headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise MediaTypeError(f"the body must not be compressed; got the content encoding {encoding!r}")
+    kind, parameters = parse_options_header(declared.encode("latin-1", "replace"))
+    if kind != b"multipart/form-data":
+        raise MediaTypeError(
+            f"the body must be multipart/form-data with the field {IMAGE_FIELD!r}, or one image as application/octet-stream; "
+            f"got {declared or 'no content type'!r}"
+        )
     if not parameters.get(b"boundary"):
         raise BodyError("the content type multipart/form-data names no boundary")
     return parameters[b"boundary"]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hqtl_common.backends.registry import backend_capabilities
 from hqtl_common.errors import CapabilityError
 from serving.errors import BodyError, FieldError, MediaTypeError, RejectedImageError, TooLargeError
 from serving.forms import IMAGE_FIELD, Part, PredictOptions
@@ -63,7 +62,6 @@ class InferenceCall:
             FieldError: A tensor or a parameter that cannot be used.
             TooLargeError: Too many bytes or images.
             RejectedImageError: The first image that cannot be used.
-            CapabilityError: A paid backend, whose answer takes a job.
         """
         stream = ByteStream(chunks, self._predictor.settings.max_body_bytes)
         length = _head_length(self._headers)
@@ -72,7 +70,6 @@ class InferenceCall:
         self._head = parse_head(await (stream.rest(MAX_HEAD_BYTES) if length is None else stream.take(length)))
         self._check_outputs(self._head)
         fields = _fields(self._head.parameters)
-        self._check_backend(fields.get("backend"))
         tensor = self._tensor(self._head)
         if tensor.name == PIXELS:
             return await self._read_pixels(tensor, fields, stream)
@@ -109,12 +106,6 @@ class InferenceCall:
                 raise FieldError("outputs", f"must be different ones of {', '.join(OUTPUTS)}; got {output.name!r}")
             if unknown := set(output.parameters) - {_BINARY}:
                 raise FieldError(f"outputs.{output.name}", f"has the unknown parameter {sorted(unknown)[0]!r}; known is {_BINARY}")
-
-    def _check_backend(self, asked: str | None) -> None:
-        settings = self._predictor.settings
-        name = asked or settings.default_backend
-        if name in settings.backends and backend_capabilities(name).paid:  # of others the predictor says what is on offer
-            raise CapabilityError(f"the backend {name!r} answers by a job, which this protocol does not have: use POST /v1/jobs")
 
     def _tensor(self, head: InferenceHead) -> InputHead:
         if len(head.inputs) != 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -17,8 +19,9 @@ from serving.bodies import OCTETS
 from serving.desk import Desk
 from serving.errors import MediaTypeError
 from serving.inspection import Inspected, Inspector
+from serving.intake import PredictRequest
 from serving.limits import refuse_paid
-from serving.openapi import errors, predict_body
+from serving.openapi import RuntimeAnswer, errors, predict_body
 from serving.predictor import Predictor
 from serving.queries import query_options
 from serving.report.heatmaps import draw_map, png_of
@@ -60,6 +63,7 @@ class InspectAnswer(BaseModel):
     label: str
     tiles: list[_Tile]
     execution: ExecutionRecord
+    runtime: RuntimeAnswer
 
 
 class _Features(BaseModel):
@@ -94,17 +98,26 @@ def add_inspect_route(app: FastAPI, desk: Desk, predictor: Predictor, inspector:
         form: Annotated[Form | None, Query(alias="format", description="In place of the header Accept")] = None,
     ) -> Response:
         options = query_options(request, _OPTIONS, _OWN)
-        refuse_paid(options.backend)
+        refuse_paid(predictor.backend_of(options))
         _check_type(request)
-        read = partial(inspector.read, options=options, tile=tile, stride=stride or tile)
-        found = await desk.work_on(request, read, inspector.inspect)
         wanted = form or _TYPES.get(request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip(), "json")
-        manifest = predictor.bundle.manifest
-        if wanted == "png":
-            return Response(_heat_map(found, manifest.positive_label, options.threshold or manifest.threshold), media_type="image/png")
-        if wanted == "geojson":
-            return JSONResponse(_geojson(found), media_type="application/geo+json")
-        return JSONResponse(_tiles(found, manifest.positive_label))
+
+        async def answer(asked: PredictRequest) -> Response:
+            return await asyncio.to_thread(_render, await inspector.inspect(asked), wanted, predictor, options.threshold)
+
+        with ExitStack() as held:
+            read = partial(inspector.read, options=options, tile=tile, stride=stride or tile, held=held)
+            return await desk.work_on(request, read, answer)
+
+
+def _render(found: Inspected, form: Form, predictor: Predictor, threshold: float | None) -> Response:
+    """The answer in one of its forms; takes seconds where the image is large."""
+    manifest = predictor.bundle.manifest
+    if form == "png":
+        return Response(_heat_map(found, manifest.positive_label, threshold or manifest.threshold), media_type="image/png")
+    if form == "geojson":
+        return JSONResponse(_geojson(found), media_type="application/geo+json")
+    return JSONResponse({**_tiles(found, manifest.positive_label), "runtime": predictor.runtime})
 
 
 def _check_type(request: Request) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -28,7 +29,7 @@ from serving.predictor import Predictor
 
 __all__ = ["Inspected", "Inspector"]
 
-_AT_ONCE = 2  # whole images in memory
+_AT_ONCE = 2  # of the largest images that are allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Inspector:
         self._predictor, self._settings = predictor, predictor.settings
         self._pool: DecoderPool | None = None
         self._lock = threading.Lock()
-        self._in_work = 0
+        self._decoding, self._pixels_held = 0, 0
 
     def close(self) -> None:
         """End the decoding process."""
@@ -75,7 +76,7 @@ class Inspector:
             if self._pool is not None:
                 self._pool.close()
 
-    async def read(self, body: AsyncIterator[bytes], options: PredictOptions, tile: int, stride: int) -> PredictRequest:
+    async def read(self, body: AsyncIterator[bytes], options: PredictOptions, tile: int, stride: int, held: ExitStack) -> PredictRequest:
         """The bytes of one image → its tiles.
 
         Args:
@@ -83,6 +84,7 @@ class Inspector:
             options: Backend, shots, seed, threshold.
             tile: Edge length of a tile in pixels of the image.
             stride: Distance between neighbouring tiles in pixels of the image.
+            held: Keeps the room of the decoded image; the caller closes it when the image is done with.
 
         Raises:
             RejectedImageError: The image cannot be used, or has more bytes, pixels or tiles than allowed.
@@ -98,6 +100,7 @@ class Inspector:
                 raise _rejected(TooLargeError(f"the image has more than {self._settings.max_inspect_bytes:,} bytes, the limit here"))
         try:
             image = await self._decode(bytes(data))
+            held.enter_context(self._room(image))
             grid = _grid(image, tile, stride, self._settings.max_tiles)
         except InputError as error:
             raise _rejected(error) from error
@@ -120,20 +123,31 @@ class Inspector:
             features.append(batch.features)
         running = self._predictor.start(InferenceBatch(features=np.concatenate(features)), request.options)
         done = await asyncio.wrap_future(running)
-        self._predictor.answer(request.filenames, done)  # for the figures
+        await asyncio.to_thread(self._predictor.answer, request.filenames, done)  # for the figures
         assert done.execution is not None
-        return Inspected(request.image, request.grid, done.predictions(), done.execution)
+        return Inspected(request.image, request.grid, await asyncio.to_thread(done.predictions), done.execution)
 
     async def _decode(self, data: bytes) -> WholeImage:
-        if self._in_work >= _AT_ONCE:
+        if self._decoding >= _AT_ONCE:
             raise OverloadedError("other large images are being decoded; try again later")
-        self._in_work += 1
+        self._decoding += 1
         try:
             pool = await asyncio.to_thread(self._open)
             image: WholeImage = await asyncio.wrap_future(pool.submit(data))
             return image
         finally:
-            self._in_work -= 1
+            self._decoding -= 1
+
+    @contextmanager
+    def _room(self, image: WholeImage) -> Iterator[None]:
+        height, width = image.values.shape[:2]
+        if self._pixels_held + height * width > _AT_ONCE * self._settings.max_inspect_pixels:
+            raise OverloadedError("other large images are in work; try again later")
+        self._pixels_held += height * width
+        try:
+            yield
+        finally:
+            self._pixels_held -= height * width
 
     def _open(self) -> DecoderPool:
         settings = self._settings

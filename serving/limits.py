@@ -41,13 +41,13 @@ def check_request(key: Key, backend: str, shots: int | None) -> None:
         raise ForbiddenError(f"the key {key.id} may use at most {key.grants.max_shots:,} shots per image; got {shots:,}")
 
 
-def refuse_paid(backend: str | None) -> None:
+def refuse_paid(backend: str) -> None:
     """Refuse a paid backend where an answer is given at once.
 
     Raises:
         FieldError: It is one.
     """
-    if backend is not None and backend_capabilities(backend).paid:
+    if backend_capabilities(backend).paid:
         raise FieldError("backend", f"must be one that answers at once; {backend} is paid: use POST /v1/jobs")
 
 

@@ -46,7 +46,11 @@ def configure(level: int = logging.INFO) -> None:
             "disable_existing_loggers": False,
             "formatters": {"json": {"()": JsonFormatter}},
             "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stdout"}},
-            "loggers": {"hqtl": {"level": level}, **dict.fromkeys(("bentoml", "uvicorn", "uvicorn.error", "circus"), quiet)},
+            "loggers": {
+                "hqtl": {"level": level},
+                "python_multipart": {"level": "ERROR"},  # it tells of every bad body, without the id of the request
+                **dict.fromkeys(("bentoml", "uvicorn", "uvicorn.error", "circus"), quiet),
+            },
             "root": {"level": "WARNING", "handlers": ["out"]},
         }
     )

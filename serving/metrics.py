@@ -37,7 +37,7 @@ class Metrics:
 
     def __init__(self, version: str, reference: Mapping[str, float] | None = None) -> None:
         self._registry = CollectorRegistry()
-        self._means: dict[str, float] = {}
+        self._means: dict[str, tuple[float, int]] = {}  # and of how many, at most _MEMORY
         self._service = {"service_name": "hqtl", "service_version": version, "runner_name": "hqtl"}
         _forget_the_dead()
 
@@ -142,11 +142,13 @@ class Metrics:
             return
         if quantity in self._watched:
             self._watched[quantity].observe(value)
-        mean = self._means.get(quantity, value)
-        self._means[quantity] = mean + (value - mean) / _MEMORY
-        self._mean.labels(quantity).set(self._means[quantity])
+        mean, number = self._means.get(quantity, (0.0, 0))
+        number = min(number + 1, _MEMORY)
+        mean += (value - mean) / number
+        self._means[quantity] = mean, number
+        self._mean.labels(quantity).set(mean)
         if quantity in self._reference:
-            self._drift.labels(quantity).set(self._means[quantity] - self._reference[quantity])
+            self._drift.labels(quantity).set(mean - self._reference[quantity])
 
 
 def reference_means(manifest: Manifest) -> dict[str, float]:

@@ -24,6 +24,7 @@ __all__ = [
     "IndexAnswer",
     "ModelAnswer",
     "PredictAnswer",
+    "RuntimeAnswer",
     "describe",
     "errors",
     "predict_body",
@@ -108,7 +109,9 @@ class _Explanation(_Exact):
     circuit: Annotated[str, Field(description="The head in OpenQASM 3")]
 
 
-class _Runtime(_Exact):
+class RuntimeAnswer(_Exact):
+    """How the backbone runs."""
+
     precision: Annotated[Literal["fp32", "fp16", "int8"], Field(description="What the backbone computes with")]
     providers: Annotated[list[str], Field(description="Where it computes, the preferred one first: cpu, cuda, tensorrt")]
 
@@ -118,7 +121,7 @@ class PredictAnswer(_Exact):
 
     predictions: list[_Prediction]
     execution: ExecutionRecord
-    runtime: _Runtime | None = None
+    runtime: RuntimeAnswer | None = None
     explanation: _Explanation | None = None
 
 
@@ -126,7 +129,7 @@ class ModelAnswer(Manifest):
     """The manifest of the bundle, its own hash, how its backbone runs here, and the limits of this service."""
 
     manifest_sha256: str
-    runtime: _Runtime
+    runtime: RuntimeAnswer
     limits: dict[str, float]
 
 

@@ -1,11 +1,12 @@
-"""What a photograph says about itself: its size, and by EXIF when and where it was taken."""
+"""What a photograph or video says about itself: its size, and by EXIF or its container when and where it was taken."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from datetime import datetime
@@ -15,9 +16,12 @@ from PIL import ExifTags, Image
 
 from hqtl_common.preprocess import FORMATS
 
-__all__ = ["PhotoHeader", "header_of"]
+__all__ = ["PhotoHeader", "header_of", "header_of_video"]
 
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
+_PLACES = ("com.apple.quicktime.location.ISO6709", "location")  # where FFmpeg shows the position of QuickTime and MP4 files
+_PLACE = re.compile(r"([+-]\d{1,2}(?:\.\d+)?)([+-]\d{1,3}(?:\.\d+)?)(?![\d.])")  # ISO 6709, decimal degrees
+_CLOCK_NOT_SET = 1970  # containers count from 1904 or 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,23 @@ def header_of(source: bytes | BinaryIO) -> PhotoHeader:
     return PhotoHeader()
 
 
+def header_of_video(about: Mapping[str, str]) -> PhotoHeader:
+    """When, mostly in universal time, and where a video was taken; what its container does not say is None.
+
+    Args:
+        about: Of :class:`hqtl_common.videos.VideoFrames`.
+    """
+    taken = None
+    with suppress(ValueError):
+        begun = datetime.fromisoformat(about.get("creation_time", "")).replace(microsecond=0)
+        taken = begun.isoformat() if begun.year > _CLOCK_NOT_SET else None
+    for place in filter(None, (_PLACE.match(about.get(name, "")) for name in _PLACES)):
+        latitude, longitude = float(place[1]), float(place[2])
+        if abs(latitude) <= 90 and abs(longitude) <= 180:
+            return PhotoHeader(taken=taken, longitude=longitude, latitude=latitude)
+    return PhotoHeader(taken=taken)
+
+
 def _taken(exif: Image.Exif) -> str | None:
     """Source: CIPA DC-008 (Exif 2.32), DateTimeOriginal and OffsetTimeOriginal."""
     inner = exif.get_ifd(ExifTags.IFD.Exif)
@@ -90,7 +111,7 @@ def _degrees(parts: Sequence[Any], reference: object, signs: str) -> float:
     """Degrees, minutes, seconds → degrees; the second letter of ``signs`` is negative."""
     letter = reference.decode("ascii", "replace") if isinstance(reference, bytes) else str(reference)
     degrees, minutes, seconds = (float(part) for part in parts)
-    value = (degrees + minutes / 60 + seconds / 3600) * (1, -1)[signs.index(letter[:1])]
+    value = (degrees + minutes / 60 + seconds / 3600) * {signs[0]: 1, signs[1]: -1}[letter[:1]]
     if not math.isfinite(value):
         raise ValueError("not a finite number")
     return round(value, 9)

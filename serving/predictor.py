@@ -103,7 +103,7 @@ class Predictor:
             ConfigError: A threshold, and the bundle has more than two classes.
             BackendError: The head could not be run.
         """
-        return self._lanes[family_of(self._name(options)).pattern].submit(batch, options)
+        return self._lanes[family_of(self.backend_of(options)).pattern].submit(batch, options)
 
     def open_backend(self, options: PredictOptions, **limits: Any) -> Backend:
         """The backend of a request; the caller closes it.
@@ -115,8 +115,8 @@ class Predictor:
         Raises:
             BackendError: It cannot be opened.
         """
-        self.load(self._name(options))  # the login, which asks the network, comes after it
-        return get_backend(self._name(options), shots=options.shots, seed=options.seed, **options.backend_options, **limits)
+        self.load(self.backend_of(options))  # the login, which asks the network, comes after it
+        return get_backend(self.backend_of(options), shots=options.shots, seed=options.seed, **options.backend_options, **limits)
 
     def run_on(self, backend: Backend, batch: InferenceBatch, options: PredictOptions) -> InferenceBatch:
         """Run the head where it may take days, in the thread of the caller.
@@ -177,6 +177,10 @@ class Predictor:
             "limits": settings.limits,
         }
 
+    def backend_of(self, options: PredictOptions) -> str:
+        """The name of the backend of a request: the one it asks for, else the default."""
+        return options.backend or self.settings.default_backend
+
     def check(self, options: PredictOptions, num_images: int) -> None:
         """Refuse what the operator does not offer.
 
@@ -185,7 +189,7 @@ class Predictor:
             ForbiddenBackendError: The operator does not offer it.
             FieldError: More shots than the operator allows.
         """
-        settings, name = self.settings, self._name(options)
+        settings, name = self.settings, self.backend_of(options)
         if name not in settings.backends:
             raise _not_offered(name, settings.backends)
         field, shots = max(("shots", options.shots or 0), ("max_shots", options.max_shots or 0), key=lambda given: given[1])
@@ -196,11 +200,8 @@ class Predictor:
                 field, f"times the number of images must be at most {settings.max_total_shots:,}; got {shots:,} × {num_images}"
             )
 
-    def _name(self, options: PredictOptions) -> str:
-        return options.backend or self.settings.default_backend
-
     def _run_head(self, batch: InferenceBatch, options: PredictOptions) -> InferenceBatch:
-        backend = _make_backend(self._name(options), options)
+        backend = _make_backend(self.backend_of(options), options)
         try:
             return self._classifier.run(batch, backend=backend, threshold=options.threshold, max_shots=options.max_shots)
         finally:

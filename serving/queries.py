@@ -14,6 +14,7 @@ from serving.forms import PredictOptions
 __all__ = ["idempotency_key", "query_fields", "query_options"]
 
 _MAX_FIELDS = 32
+_MAX_NAME = 64  # of a name that is said back
 
 
 def query_options(request: Request, known: Collection[str], own: Collection[str] = ()) -> PredictOptions:
@@ -45,7 +46,7 @@ def query_fields(request: Request, known: Collection[str]) -> dict[str, str]:
     fields: dict[str, str] = {}
     for name, value in pairs:
         if name not in known:
-            raise FieldError(name, f"is unknown; known are {', '.join(known)}")
+            raise FieldError(name[:_MAX_NAME], f"is unknown; known are {', '.join(known)}")
         if name in fields:
             raise FieldError(name, "is given twice")
         fields[name] = value

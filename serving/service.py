@@ -94,17 +94,19 @@ class HybridService:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def verify() -> None:
-        """Load the bundle and classify a blank image with it; end ``bentoml serve`` with one line if that fails.
+        """Open all files, and classify a blank image with the bundle; end ``bentoml serve`` with one line if that fails.
 
         BentoML calls it in the main process, before any worker starts.
         """
         from hqtl_common.bundle import ModelBundle
         from serving.app import open_ring
+        from serving.jobs.office import open_parts
         from serving.predictor import open_classifier
 
         try:
             settings = ServiceSettings.from_environment(os.environ)
             open_ring(settings)
+            open_parts(settings)
             open_classifier(ModelBundle.load(settings.bundle), settings).close()
         except HqtlError as error:
             raise SystemExit(_line(error)) from None

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
+from hypothesis.internal.conjecture import providers
 
 from hqtl_common import ModelBundle
 from tests.tiny import tiny_bundle
 
-# The same examples in every run, and no deadline: the machine is shared.
-hypothesis.settings.register_profile("hqtl", deadline=None, derandomize=True, print_blob=True)
+# The same examples in every run, whatever other tests have imported before, and no deadline: the machine is shared.
+slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("hqtl", deadline=None, derandomize=True, print_blob=True, suppress_health_check=slow)
 hypothesis.settings.load_profile("hqtl")
+providers.is_local_module_file = lambda path: False  # else it draws numbers from the source of every module of ours that is loaded
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_whatever_ran_before() -> None:
+    """Without this torch begins with another seed in every process, and all generators go on where the last test has left them."""
+    random.seed(0)
+    np.random.seed(0)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(0)
+
+
+@pytest.fixture
+def open_files(tmp_path: Path) -> Callable[[], list[str]]:
+    """What of ``tmp_path`` this process holds open; the number of all open files depends on what the collector closes meanwhile."""
+
+    def found() -> list[str]:
+        held = []
+        for entry in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):  # the listing itself is over
+                held.append(str(entry.readlink()))
+        return [path for path in held if path.startswith(str(tmp_path))]
+
+    return found
 
 
 @pytest.fixture(scope="session")

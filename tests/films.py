@@ -33,10 +33,12 @@ def write_film(
     rate: int = 5,
     gop: int = 4,
     container: str | None = None,
+    about: dict[str, str] | None = None,
     **options: Any,
 ) -> Path:
     """The pictures as a video; FFV1 in ``bgr0`` loses nothing."""
     with av.open(str(path), "w", format=container) as file:
+        file.metadata.update(about or {})
         stream = file.add_stream(codec, rate=rate, options={"level": "3"} if codec == "ffv1" else options)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.gop_size = pix_fmt, gop

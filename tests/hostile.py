@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-__all__ = ["KINDS", "TRAPS", "hostile_images"]
+__all__ = ["KINDS", "TRAPS", "endless", "hostile_images"]
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 MODES = {"PNG": ("RGB", "L", "P", "RGBA", "I;16", "1"), "JPEG": ("RGB", "L", "CMYK"), "TIFF": ("RGB", "L", "I;16", "F", "RGBA", "CMYK")}
@@ -130,6 +130,16 @@ def stranger(rng: random.Random) -> bytes:
 
 
 KINDS = (cut, flip, header, splice, magic, noise, bomb, directory, stranger)
+
+
+@functools.cache
+def endless() -> bytes:
+    """A small JPEG whose last scan, which goes over 25 million pixels, comes 2,000 times: half a minute of work."""
+    buffer = io.BytesIO()
+    Image.new("L", (4990, 4990)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + 2000 * scan + data[-2:]
 
 
 class _Opened:

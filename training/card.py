@@ -17,7 +17,7 @@ __all__ = ["model_card"]
 _TEMPLATE = """\
 # {{ manifest.labels | join(" / ") }}
 
-A hybrid quantum transfer-learning classifier: {{ backbone.name }} (frozen, weights: {{ backbone.weights }}) → \
+A hybrid quantum transfer-learning classifier: {{ backbone.name }} ({{ origin }}) → \
 Linear({{ backbone.feature_width }}, {{ spec.num_values }}) and {{ squash }} →
 {{ spec.num_qubits }}-qubit variational circuit with {{ spec.num_layers }} layer(s) and {{ spec.num_weights }} trained rotations → \
 Linear({{ spec.num_qubits }}, {{ manifest.labels | length }}).
@@ -29,6 +29,10 @@ Method: Mari et al. 2020 (arXiv:1912.08278), Geng et al. 2023 (arXiv:2307.16723)
 
 {% if test -%}
 Test split, no image of which was used for training, for choosing the epoch, or for the calibration; the label is the most probable class.
+{%- if training.leaked %}
+**Leakage: {{ training.leaked }} images of the validation and test split are byte for byte equal to one that was trained on, \
+so all figures look too good.**
+{%- endif %}
 
 | | accuracy | 95 % interval | balanced accuracy | precision | recall | F1 | ROC AUC | images |
 |---|---|---|---|---|---|---|---|---|
@@ -37,11 +41,14 @@ Test split, no image of which was used for training, for choosing the epoch, or 
 {% endfor %}
 {% if verdicts -%}
 The twins are trained like the model, on the same features, with the same seed and batches; they differ by what replaces the circuit.
+{%- if backbone.weights == "tuned" %}
+The backbone was tuned through the hybrid model, which may favour it over its twins.
+{%- endif %}
 {% for verdict in verdicts -%}
 {{ verdict }}
 {% endfor %}
 {%- endif %}
-The classical reference sees the same frozen features and the same split. Where its interval overlaps the model's, the quantum
+The classical reference sees the same features and the same split. Where its interval overlaps the model's, the quantum
 head shows no advantage in accuracy.
 {%- else -%}
 The bundle holds no figures.
@@ -150,6 +157,7 @@ def model_card(manifest: Manifest) -> str:
     return _ENVIRONMENT.from_string(_TEMPLATE).render(
         manifest=manifest,
         backbone=manifest.backbone,
+        origin=_origin(manifest),
         spec=spec,
         squash="the amplitudes of a state" if spec.embedding == "amplitude" else "tanh·π/2",
         labels=", ".join(f"`{label}`" for label in manifest.labels),
@@ -169,7 +177,13 @@ def model_card(manifest: Manifest) -> str:
 
 _UNKNOWN = dict.fromkeys(
     ("data_sha256", "epochs_done", "lr", "weight_decay", "batch_size", "best_epoch", "diff_method", "backend"), "unknown"
-) | {"shots": None}
+) | {"shots": None, "leaked": 0}
+
+
+def _origin(manifest: Manifest) -> str:
+    if manifest.backbone.weights != "tuned":
+        return f"frozen, weights: {manifest.backbone.weights}"
+    return f"weights: {manifest.training.get('weights', 'unknown')}, {manifest.training.get('unfreeze', 'parts')} tuned on these images"
 
 
 def _rows(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:

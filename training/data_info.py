@@ -30,24 +30,34 @@ class DuplicateSet:
     """Images that show the same.
 
     Args:
-        kind: ``"identical"`` where all have equal bytes, else ``"near"``.
         files: Relative paths.
+        contents: SHA-256 (hex) of the bytes of each.
         classes: Class of each.
         parts: Part of the split of each, empty without a split.
         sources: Source photograph of each, empty without grouping.
     """
 
-    kind: str
     files: tuple[str, ...]
+    contents: tuple[str, ...]
     classes: tuple[str, ...]
     parts: tuple[str, ...]
     sources: tuple[str, ...]
 
     @property
-    def leaks(self) -> list[tuple[str, str]]:
-        """Pairs of files on two sides of the split."""
-        pairs = combinations(zip(self.files, self.parts, strict=False), 2)
-        return [(one, other) for (one, here), (other, there) in pairs if here != there]
+    def kind(self) -> str:
+        """``"identical"`` where all have equal bytes, else ``"near"``."""
+        return _kind(self.contents)
+
+    @property
+    def repeated(self) -> int:
+        """How many contents two or more of the files share."""
+        return sum(count > 1 for count in Counter(self.contents).values())
+
+    @property
+    def leaks(self) -> list[tuple[str, str, str]]:
+        """(kind, file, file) of every pair on two sides of the split; a near set may hold identical pairs."""
+        pairs = combinations(zip(self.files, self.contents, self.parts, strict=False), 2)
+        return [(_kind((a, b)), one, other) for (one, a, here), (other, b, there) in pairs if here != there]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -70,6 +80,7 @@ class Survey:
         counts: Images by part (``all`` without a split) and class.
         sizes: Images by ``WIDTH×HEIGHT``, most frequent first.
         kinds: Images by format, mode and bits per channel, most frequent first.
+        divided: Whether there is a split, given or asked for, across which leakage was looked for.
         num_sources: Number of source photographs; None without grouping.
         broken: Message by relative path.
         duplicates: Sets of images that show the same.
@@ -79,6 +90,7 @@ class Survey:
     counts: dict[str, dict[str, int]]
     sizes: dict[str, int]
     kinds: dict[str, int]
+    divided: bool
     num_sources: int | None
     broken: dict[str, str]
     duplicates: tuple[DuplicateSet, ...]
@@ -86,7 +98,7 @@ class Survey:
     @property
     def leaks(self) -> list[tuple[str, str, str]]:
         """(kind, file, file) of every pair on two sides of the split."""
-        return [(found.kind, *pair) for found in self.duplicates for pair in found.leaks]
+        return [leak for found in self.duplicates for leak in found.leaks]
 
     @property
     def conflicts(self) -> list[DuplicateSet]:
@@ -107,6 +119,7 @@ class Survey:
             "counts": self.counts,
             "sizes": self.sizes,
             "kinds": self.kinds,
+            "divided": self.divided,
             "sources": self.num_sources,
             "broken": self.broken,
             "duplicates": [found.to_dict() for found in self.duplicates],
@@ -166,10 +179,15 @@ def survey(
         divided.counts(dataset) if divided else {"all": _by_label(dataset)},
         dict(Counter(look.size for look in looks if not look.error).most_common()),
         dict(Counter(look.kind for look in looks if not look.error).most_common()),
+        divided is not None,
         None if groups is None else len(set(groups)),
         {sample.relative: look.error for sample, look in zip(dataset.samples, looks, strict=True) if look.error},
         tuple(_duplicates(dataset, looks, _parts(divided, len(looks)), groups)),
     )
+
+
+def _kind(contents: Sequence[str]) -> str:
+    return "identical" if len(set(contents)) == 1 else "near"
 
 
 def _look(sample: Sample) -> _Look:
@@ -208,8 +226,8 @@ def _duplicates(dataset: ImageDataset, looks: Sequence[_Look], parts: Sequence[s
         samples = [dataset.samples[index] for index in members]
         found.append(
             DuplicateSet(
-                "identical" if len({looks[index].content for index in members}) == 1 else "near",
                 tuple(sample.relative for sample in samples),
+                tuple(looks[index].content for index in members),
                 tuple(dataset.labels[sample.label] for sample in samples),
                 tuple(parts[index] for index in members) if parts else (),
                 tuple(groups[index] for index in members) if groups else (),

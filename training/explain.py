@@ -167,8 +167,9 @@ def _grey_or_colour(pixels: F32, spec: PreprocessSpec) -> F32:
 
 def _draw(explanation: Explanation, shown: F32, calibration: str) -> None:
     heat, where = explanation.heat, ""
-    if heat.ndim == 3:  # of a volume the slice that speaks most
-        slice_index = int(heat.sum((1, 2)).argmax())
+    speaks = "what" if heat.any() else "nothing on the map"
+    if heat.ndim == 3:  # of a volume the slice that speaks most, the middle one where none does
+        slice_index = int(heat.sum((1, 2)).argmax()) if heat.any() else len(heat) // 2
         shown, heat, where = shown[slice_index], heat[slice_index], f", slice {slice_index + 1} of {len(heat)}"
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -177,7 +178,7 @@ def _draw(explanation: Explanation, shown: F32, calibration: str) -> None:
     left.set_title(_short(explanation.path.name) + where, fontsize=9)
     middle.imshow(shown)
     middle.imshow(heat, cmap="inferno", alpha=0.15 + 0.55 * heat, vmin=0, vmax=1)
-    middle.set_title(f"what speaks for {_short(explanation.target)}", fontsize=9)
+    middle.set_title(f"{speaks} speaks for {_short(explanation.target)}", fontsize=9)
     for axes in (left, middle):
         axes.set_axis_off()
     names = [f"⟨Z{index}⟩" for index in range(len(explanation.expvals))]

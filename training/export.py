@@ -193,6 +193,7 @@ def _manifest(run: TrainedRun) -> Manifest:
     config, data, result, backbone = run.config, run.data, run.result, run.backbone
     training = config.training_record() | {
         "data_sha256": data["data_sha256"],
+        "leaked": data.get("leaked", 0),
         "diff_method": result["diff_method"],
         "shots": result["shots"],
         "epochs_done": result["epochs"],

@@ -22,7 +22,7 @@ from training.config import FitConfig
 from training.console import progress_bar, say
 from training.data import SPLIT_NAMES
 from training.features import FeatureTable
-from training.finetune import tune_features
+from training.finetune import tune_features, unfrozen_parameters
 from training.head import make_head, resolve_diff_method
 from training.metrics import classification_metrics, find_positive
 from training.model import build_model
@@ -143,6 +143,8 @@ def _prepare(configs: Sequence[FitConfig], runs: Sequence[RunFolder], cache_fold
         seed = config.data_seed if config.weights == "none" else 0  # only random weights depend on it
         if seed not in backbones:
             backbones[seed] = load_backbone(config.backbone, config.weights, seed, config.preprocess_spec)
+            if config.unfreeze is not None:
+                unfrozen_parameters(backbones[seed].network, config.unfreeze)  # a wrong name is refused before anything is recorded
         source = source or read_source(config.data, config.preprocess_spec)
         if seed not in tables:
             tables[seed] = compute_features(source, backbones[seed], config.preprocess_spec, cache_folder, device, verbose=verbose)

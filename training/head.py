@@ -175,11 +175,12 @@ def resolve_diff_method(backend: str, shots: int | None, requested: str = "auto"
         CapabilityError: The method is not legal here; the message lists those that are.
     """
     spec = spec or HeadSpec()
-    legal = [method for method in backend_capabilities(backend).diff_methods if _is_legal(backend, shots, method, spec)]
+    able = backend_capabilities(backend)
+    legal = [method for method in able.diff_methods if _is_legal(backend, shots, method, spec)]
     if requested == "auto":
         return legal[0]
     if requested not in legal:
-        sampled = "exact values" if shots is None else f"{shots} shots"
+        sampled = f"{shots} shots" if shots is not None else "exact values" if able.exact else "its own number of shots"
         raise CapabilityError(
             f"diff_method {requested!r} cannot be used on {backend!r} with {sampled} and the ansatz {spec.ansatz}; "
             f"legal are {', '.join(legal)} and auto"

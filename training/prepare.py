@@ -61,7 +61,7 @@ class PreparedData:
     Args:
         source: The listed folder.
         split: Positions of usable images only.
-        record: JSON-ready: labels, split, hashes, counts, unusable images.
+        record: JSON-ready: labels, split, hashes, counts, unusable images, how many images outside the training split equal one inside.
         features: (N, F) float32.
         truth: (N,) positions in ``source.dataset.labels``.
         variants: (K, N, F) float32: features of K altered copies of every image, to train on instead; None without.
@@ -184,6 +184,7 @@ def assemble(config: FitConfig, source: SourceData, table: FeatureTable) -> Prep
         "split_sha256": split.digest(source.dataset),
         "counts": usable.counts(source.dataset),
         "split": {name: [source.dataset.samples[i].relative for i in usable.indices(name)] for name in SPLIT_NAMES},
+        "leaked": _identical_across(usable, source.hashes),
         "unusable": {source.dataset.samples[i].relative: message for i, message in table.errors.items()},
     }
     truth = np.array([sample.label for sample in source.dataset.samples], dtype=np.intp)

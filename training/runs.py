@@ -85,7 +85,9 @@ class RunFolder:
         """
         values = read_json(self.path / "config.json")
         if values is None:
-            raise InputError(f"{str(self.path)!r} is not a run: there is no config.json; make one with hqtl-train fit")
+            runs = [file.parent for pattern in ("*/config.json", "runs/*/config.json") for file in sorted(self.path.glob(pattern))]
+            advice = f"it holds {len(runs)} runs, give one of them, like {str(runs[0])!r}" if runs else "make one with hqtl-train fit"
+            raise InputError(f"{str(self.path)!r} is not a run: there is no config.json; {advice}")
         return FitConfig.parse(values)
 
     def write_data(self, values: dict[str, Any]) -> None:
@@ -241,5 +243,5 @@ def _is_beginning(name: str) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """True if ``path`` looks like a run folder (and not like a bundle)."""
-    return (path / "config.json").is_file()
+    """True if ``path`` looks like a run folder or one of several runs (and not like a bundle)."""
+    return (path / "config.json").is_file() or (path / "series.json").is_file()

@@ -24,7 +24,7 @@ from training.fit import fit_many, open_run
 from training.outcome import MEASURED
 from training.plots import plot_curves_together
 from training.runs import read_json, write_json
-from training.significance import mean_interval, pooled
+from training.significance import mean_interval, pooled, range_of
 from training.twins import TWINS
 
 __all__ = ["Series", "fit_series", "is_series", "open_series", "parse_seeds", "summarize"]
@@ -155,7 +155,7 @@ def summarize(members: dict[str, FitConfig], results: Sequence[dict[str, Any]]) 
 def _means(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and interval of each figure; None where a run lacks it."""
     columns = {name: [each[name] for each in figures] for name in _FIGURES}
-    return {name: None if None in column else mean_interval(column) for name, column in columns.items()}
+    return {name: None if None in column else mean_interval(column, range_of(name)) for name, column in columns.items()}
 
 
 def _row(name: str, config: FitConfig, result: dict[str, Any]) -> dict[str, Any]:

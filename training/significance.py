@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["mcnemar", "mean_interval", "pooled"]
+__all__ = ["mcnemar", "mean_interval", "pooled", "range_of"]
+
+_ANY = (-math.inf, math.inf)
 
 
 def mcnemar(right: NDArray[np.bool_], twin_right: NDArray[np.bool_]) -> dict[str, Any]:
@@ -38,15 +40,22 @@ def pooled(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return _exact(sum(test["only_model"] for test in tests), sum(test["only_twin"] for test in tests))
 
 
-def mean_interval(values: Sequence[float]) -> dict[str, Any]:
+def range_of(figure: str) -> tuple[float, float]:
+    """The values that a measured figure can take, by its name: a loss or a time is not negative, everything else is a share."""
+    return (0.0, math.inf if figure.endswith(("loss", "seconds")) else 1.0)
+
+
+def mean_interval(values: Sequence[float], within: tuple[float, float] = _ANY) -> dict[str, Any]:
     """Mean, sample standard deviation and 95 % interval of the mean by Student's t; these two are None for a single value.
 
     Args:
         values: One per seed or fold, at least one.
+        within: The values that the mean can take; the interval is cut to them, which leaves out no possible one.
     """
     mean = statistics.fmean(values)
     if len(values) == 1:
         return {"mean": mean, "std": None, "interval": None, "count": 1}
     spread = statistics.stdev(values)
     half = float(stats.t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
-    return {"mean": mean, "std": spread, "interval": [mean - half, mean + half], "count": len(values)}
+    interval = [max(mean - half, within[0]), min(mean + half, within[1])]
+    return {"mean": mean, "std": spread, "interval": interval, "count": len(values)}

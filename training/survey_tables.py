@@ -32,12 +32,16 @@ def print_survey(found: Survey) -> None:
 
 
 def _print_problems(found: Survey) -> None:
-    kinds = [sum(item.kind == kind for item in found.duplicates) for kind in ("identical", "near")]
-    _line(f"duplicates: {kinds[0]} sets of equal files, {kinds[1]} sets that look the same")
+    equal, near = sum(item.repeated for item in found.duplicates), sum(item.kind == "near" for item in found.duplicates)
+    _line(f"duplicates: sets of equal files: {equal}, sets that look the same: {near}")
     _list("broken files", [f"{name}: {message}" for name, message in found.broken.items()])
-    _list("pairs on two sides of the split (leakage)", [f"{kind}: {one} = {other}" for kind, one, other in found.leaks])
+    if found.divided:
+        _list("pairs on two sides of the split (leakage)", [f"{kind}: {one} = {other}" for kind, one, other in found.leaks])
+    else:
+        _line("leakage: not looked for; --split 70/15/15 does")
     _list("sets in two classes", [_members(item, item.classes) for item in found.conflicts])
-    _list("sets from different sources", [_members(item, item.sources) for item in found.across_sources])
+    if found.num_sources is not None:
+        _list("sets from different sources", [_members(item, item.sources) for item in found.across_sources])
 
 
 def _members(item: DuplicateSet, notes: Sequence[str]) -> str:

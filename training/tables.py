@@ -81,7 +81,7 @@ def _with_interval(value: dict[str, Any] | None, sign: str = "") -> str:
     if value is None:
         return "–"
     low, high = value["interval"] or (None, None)
-    return f"{value['mean']:{sign}.3f}" if low is None else f"{value['mean']:{sign}.3f} ({low:{sign}.3f} – {high:{sign}.3f})"
+    return f"{value['mean']:{sign}z.3f}" if low is None else f"{value['mean']:{sign}z.3f} ({low:{sign}z.3f} – {high:{sign}z.3f})"
 
 
 def print_figures(rows: dict[str, dict[str, Any]]) -> None:

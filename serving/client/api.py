@@ -19,6 +19,7 @@ __all__ = ["Client"]
 Image = bytes | str | os.PathLike[str]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_PASSING = (0, 429, 502, 503, 504)  # of a service that is restarted, or of a proxy before it
 
 
 class Client:
@@ -93,7 +94,7 @@ class Client:
                 if found.is_finished:
                     return _successful(found)
             except ApiError as error:
-                if error.status not in (0, 429, 503):
+                if error.status not in _PASSING:
                     raise
                 pause = max(pause, error.retry_after or 0.0)
             if time.monotonic() + pause > until:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -86,7 +87,7 @@ class Transport:
                 return found
         except HTTPError as error:
             raise _error(error) from None
-        except (URLError, OSError) as error:
+        except (HTTPException, OSError) as error:  # URLError is one of the latter
             raise ApiError(0, "unreachable", f"{self.url} does not answer: {getattr(error, 'reason', error)}") from error
 
 

@@ -18,6 +18,10 @@ class _Parsed:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """From JSON."""
+        return cls._known(values)
+
+    @classmethod
+    def _known(cls, values: Mapping[str, Any]) -> Self:
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         return cls(**{name: value for name, value in values.items() if name in known})
 
@@ -52,7 +56,7 @@ class Prediction(_Parsed):
     label: str
     probability: float
     probabilities: dict[str, float]
-    interval: tuple[float, float] | None
+    interval: list[float] | None
     angles: list[float]
     expvals: list[float]
     expval_stds: list[float] | None
@@ -69,14 +73,14 @@ class Answer(_Parsed):
 
     predictions: list[Prediction]
     execution: dict[str, Any]
+    runtime: dict[str, Any] | None = None
     explanation: dict[str, Any] | None = None
     job_id: str | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Answer:
         """From JSON."""
-        predictions = [Prediction.of(one) for one in values["predictions"]]
-        return cls(predictions, values["execution"], values.get("explanation"), values.get("job_id"))
+        return cls._known({**values, "predictions": [Prediction.of(one) for one in values["predictions"]]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class Job(_Parsed):
     fallback: Answer | None
     error: dict[str, str] | None
     webhook: dict[str, Any] | None
+    options: dict[str, Any]
 
     @property
     def is_finished(self) -> bool:
@@ -111,9 +116,7 @@ class Job(_Parsed):
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Job:
         """From JSON."""
-        answers = {name: values[name] and Answer.of(values[name]) for name in ("answer", "fallback")}
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in {**values, **answers}.items() if name in known})
+        return cls._known({**values, **{name: values[name] and Answer.of(values[name]) for name in ("answer", "fallback")}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ class Estimate(_Parsed):
 
 @dataclass(frozen=True, slots=True)
 class Tile(_Parsed):
-    """One tile of a large image, in its pixels."""
+    """One tile of a large image, in its pixels; the rest as for a :class:`Prediction`."""
 
     x: int
     y: int
@@ -141,10 +144,13 @@ class Tile(_Parsed):
     label: str
     probability: float
     probabilities: dict[str, float]
+    interval: list[float] | None
+    familiarity: float | None
+    review: list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(_Parsed):
     """The tiles of a large image, row by row."""
 
     width: int
@@ -152,9 +158,9 @@ class Inspection:
     label: str
     tiles: list[Tile]
     execution: dict[str, Any]
+    runtime: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Inspection:
         """From JSON."""
-        about = {name: values[name] for name in ("width", "height", "label", "execution")}
-        return cls(**about, tiles=[Tile.of(one) for one in values["tiles"]])
+        return cls._known({**values, "tiles": [Tile.of(one) for one in values["tiles"]]})

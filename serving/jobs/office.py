@@ -27,8 +27,9 @@ from serving.jobs.webhook import WebHook
 from serving.jobs.work import Work
 from serving.keys import Key
 from serving.predictor import Predictor
+from serving.settings import ServiceSettings
 
-__all__ = ["JobOffice", "open_office"]
+__all__ = ["JobOffice", "open_office", "open_parts"]
 
 _KEPT = {"shots", "max_shots", "seed", "threshold", "mitigation"}
 _DAY_S = 86400
@@ -41,19 +42,27 @@ def open_office(predictor: Predictor) -> JobOffice | None:
     Raises:
         ConfigError: The file of the jobs cannot be used.
     """
-    settings = predictor.settings
+    parts = open_parts(predictor.settings)
+    return None if parts is None else JobOffice(predictor, *parts)
+
+
+def open_parts(settings: ServiceSettings) -> tuple[JobStore, WebHook | None] | None:
+    """The file of the jobs, and what tells of finished ones; None where the operator has no jobs.
+
+    Raises:
+        ConfigError: The file of the jobs, or that of the certificates, cannot be used.
+    """
     if settings.jobs is None:
         return None
     try:
         store = JobStore(settings.jobs, settings.max_waiting_jobs)
     except (OSError, NotReadyError) as error:
         raise ConfigError(f"the file of the jobs {str(settings.jobs)!r} cannot be used: {error}") from error
-    secret = settings.webhook_secret
-    hook = None
+    secret, hook = settings.webhook_secret, None
     if secret is not None:
         private, trusted = settings.webhook_private, settings.webhook_ca
         hook = WebHook(settings.webhook_hosts, secret.get_secret_value(), private=private, trusted=trusted)
-    return JobOffice(predictor, store, hook)
+    return store, hook
 
 
 class JobOffice:
@@ -78,6 +87,15 @@ class JobOffice:
         """Take nothing more up; what is unfinished goes on at the next start."""
         self._runner.close()
 
+    def check_ready(self) -> None:
+        """Say whether jobs can be kept.
+
+        Raises:
+            NotReadyError: Their file cannot be used now.
+        """
+        if self._runner.is_stuck:
+            raise NotReadyError("the file of the jobs cannot be used now; the log of the service says why")
+
     def check(self, key: Key, options: PredictOptions, num_images: int) -> None:
         """Refuse what cannot become a job; called for every request, before it is worked on.
 
@@ -90,11 +108,11 @@ class JobOffice:
             (self._hook or WebHook((), "")).check(options.webhook)
         if options.fallback and not (_EXACT in self._predictor.settings.backends and limits.may_use(key, _EXACT)):
             raise ForbiddenBackendError(f"the fallback {_EXACT!r} is not offered here, or not granted to the key {key.id}")
-        estimate_of(self._name(options), options, num_images)
+        estimate_of(self._predictor.backend_of(options), options, num_images)
 
     def is_paid(self, options: PredictOptions) -> bool:
         """True for a request that can only be a job."""
-        return backend_capabilities(self._name(options)).paid
+        return backend_capabilities(self._predictor.backend_of(options)).paid
 
     async def accept(
         self,
@@ -147,7 +165,7 @@ class JobOffice:
             HqtlError: See :meth:`check` and :meth:`serving.predictor.Predictor.check`.
         """
         self._predictor.check(options, num_images)
-        backend = self._name(options)
+        backend = self._predictor.backend_of(options)
         needs, since = estimate_of(backend, options, num_images), limits.day_start().timestamp()
         mine, everybody = await asyncio.gather(*(asyncio.to_thread(self._store.spent, owner, since) for owner in (key.id, None)))
         return {
@@ -202,12 +220,9 @@ class JobOffice:
             return False
         return True
 
-    def _name(self, options: PredictOptions) -> str:
-        return options.backend or self._predictor.settings.default_backend
-
     def _fallback(self, asked: PredictRequest, exact: InferenceBatch) -> dict[str, Any]:
         assert exact.execution is not None
-        requested = self._name(asked.options)
+        requested = self._predictor.backend_of(asked.options)
         reason = f"the answer of {requested} follows as a job; this is the exact one"
         record = dataclasses.replace(exact.execution, backend_requested=requested, reason=reason)
         return self._predictor.describe(asked.filenames, dataclasses.replace(exact, execution=record), explain=asked.options.explain)
@@ -215,7 +230,7 @@ class JobOffice:
     def _submission(
         self, key: Key, asked: PredictRequest, batch: InferenceBatch, name: str | None, reason: str | None, fallback: dict[str, Any] | None
     ) -> Submission:
-        backend, options = self._name(asked.options), asked.options
+        backend, options = self._predictor.backend_of(asked.options), asked.options
         kept = options.model_dump(include=_KEPT, exclude_none=True) | {"backend": backend}
         return Submission(
             owner=key.id,

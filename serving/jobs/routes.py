@@ -11,7 +11,7 @@ from serving.desk import Desk
 from serving.jobs.answers import EstimateAnswer, JobAnswer, JobsAnswer
 from serving.jobs.records import State
 from serving.openapi import errors, predict_body
-from serving.queries import query_options
+from serving.queries import query_fields, query_options
 from serving.settings import ServiceSettings
 
 __all__ = ["IDEMPOTENCY_KEY", "LOCATION", "add_job_routes"]
@@ -24,6 +24,7 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
     "description": "The client's own name for the request: sent again with the same name, it gives the same job",
 }
 LOCATION = {"Location": {"description": "Of the job", "schema": {"type": "string"}}}
+_LISTED = ("state", "before", "limit")
 _ESTIMATED = ("backend", "shots", "mitigation")
 _ASKING = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 504)
 
@@ -43,13 +44,14 @@ def add_job_routes(app: FastAPI, desk: Desk, settings: ServiceSettings) -> None:
         reply = await desk.submit(request)
         return JSONResponse(reply.body, reply.status, reply.headers)
 
-    @app.get("/v1/jobs", summary="The jobs of the key", responses={200: {"model": JobsAnswer}, **errors(401, 403, 404, 422, 429, 503)})
+    @app.get("/v1/jobs", summary="The jobs of the key", responses={200: {"model": JobsAnswer}, **errors(400, 401, 403, 404, 422, 429, 503)})
     async def jobs(
         request: Request,
         state: State | None = None,
         before: Annotated[str | None, Query(min_length=1, max_length=64, description="The id of a job: only earlier ones")] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> JSONResponse:
+        query_fields(request, _LISTED)
         return JSONResponse(await desk.office.listing(request.state.key, state, before, limit))
 
     @app.get("/v1/jobs/{job_id}", summary="A job", responses={200: {"model": JobAnswer}, **errors(401, 403, 404, 422, 429, 503)})
@@ -72,7 +74,7 @@ def add_job_routes(app: FastAPI, desk: Desk, settings: ServiceSettings) -> None:
     @app.get(
         "/v1/estimate",
         summary="What a request would cost",
-        responses={200: {"model": EstimateAnswer}, **errors(401, 403, 404, 422, 429, 503)},
+        responses={200: {"model": EstimateAnswer}, **errors(400, 401, 403, 404, 422, 429, 503)},
         openapi_extra={"parameters": [one for one in parameters if one["name"] in _ESTIMATED]},
     )
     async def estimate(request: Request, images: int = Query(1, ge=1, le=settings.max_images)) -> JSONResponse:

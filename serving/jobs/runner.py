@@ -35,7 +35,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 900.0
 _HOUSEKEEPING_S = 600.0
 _HOOK_TRIES = 8
 _MAX_MESSAGE = 2000
-_END_S = 5.0  # for those who follow a job to see that the service ends; one on the network may take longer, and is left
+_END_S = 5.0  # for those who follow, cancel or tell of a job to see that the service ends; one on the network may take longer, and is left
 
 
 class Worker(Protocol):
@@ -86,6 +86,7 @@ class Runner:
         self._wake = threading.Event()
         self._closed = False
         self._kept_house = 0.0
+        self.is_stuck = False  # the last look at the store has failed
         self._thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
 
     @property
@@ -123,8 +124,13 @@ class Runner:
             try:
                 if self._own():
                     self._step()
+                else:
+                    self._store.counts()
+                self.is_stuck = False
             except Exception:  # a full disk, a file that is locked for long: try again
-                logger.exception("the jobs cannot be looked at")
+                if not self.is_stuck:  # once is enough
+                    logger.exception("the jobs cannot be looked at")
+                self.is_stuck = True
             self._wake.wait(_TICK_S)
             self._wake.clear()
 
@@ -220,8 +226,12 @@ class Runner:
             finally:
                 with self._guard:
                     self._busy.discard(job.id)
+                    self._followers.discard(threading.current_thread())
 
-        threading.Thread(target=run, name=f"{do.__name__}-{job.id[:8]}", daemon=True).start()
+        thread = threading.Thread(target=run, name=f"{do.__name__}-{job.id[:8]}", daemon=True)
+        with self._guard:
+            self._followers.add(thread)
+        thread.start()
 
     def _cancel(self, job: Job) -> None:
         found = self._work.cancel(job, in_work=job.id in self._in_work)

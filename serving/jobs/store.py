@@ -18,7 +18,7 @@ from hqtl_common.errors import ConfigError
 from hqtl_common.ledger import Ledger
 from serving.errors import ConflictError, NotFoundError, NotReadyError, OverloadedError
 from serving.jobs.records import FINISHED, STATES, Job, Spent, State, Submission
-from serving.jobs.rows import COLUMNS, CREATE, job_of, row_of
+from serving.jobs.rows import COLUMNS, CREATE, INDEXES, job_of, row_of
 
 __all__ = ["JobStore", "Spending", "readable"]
 
@@ -51,8 +51,10 @@ class JobStore:
         with self._connect() as connection:
             connection.execute(CREATE)
             found = tuple(row[1] for row in connection.execute("PRAGMA table_info(service_jobs)"))
-        if found != COLUMNS:
-            raise ConfigError(f"the jobs in {str(path)!r} were written by another version of hqtl: give another file")
+            if found != COLUMNS:
+                raise ConfigError(f"the jobs in {str(path)!r} were written by another version of hqtl: give another file")
+            for statement in INDEXES:
+                connection.execute(statement)
 
     def add(self, wanted: Submission, check: Spending, day_start: float) -> tuple[Job, bool]:
         """Keep a job, or find the one that was asked for by the same idempotency key before; and whether it is new.

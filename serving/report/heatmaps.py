@@ -101,10 +101,14 @@ def _with_legend(drawn: Image.Image, label: str, threshold: float | None, count:
     width = max(drawn.width, 420)
     size = max(14, width // 75)
     font = ImageFont.load_default(size)
-    sheet = Image.new("RGB", (width, drawn.height + 4 * size), "white")
+    text = f"probability of {label.encode('ascii', 'replace').decode()}; outlined: {count} region{'' if count == 1 else 's'}"
+    text += "" if threshold is None else f" from {threshold:.2g} on"
+    left, top, length = 2 * size, drawn.height + size, min(width // 2, 30 * size)
+    beside = width - left - length - 2 * size  # room for the text; where it is not enough, it goes below
+    below = font.getlength(text) > beside
+    sheet = Image.new("RGB", (width, drawn.height + (6 if below else 4) * size), "white")
     sheet.paste(drawn, (0, 0))
     pen = ImageDraw.Draw(sheet)
-    left, top, length = 2 * size, drawn.height + size, min(width // 2, 30 * size)
     bar = np.repeat(_table()[np.linspace(0, 255, length).astype(np.intp)][None], size, axis=0)
     sheet.paste(Image.fromarray(np.rint(bar).astype(np.uint8)), (left, top))
     ticks = [0.0, 0.5, 1.0] if threshold is None else [0.0, threshold, 1.0]
@@ -112,16 +116,13 @@ def _with_legend(drawn: Image.Image, label: str, threshold: float | None, count:
         x = left + round(tick * (length - 1))
         pen.line([(x, top - size // 4), (x, top + size + size // 4)], fill="black", width=max(1, size // 10))
         pen.text((x, top + size + size // 3), f"{tick:.2g}", fill="black", font=font, anchor="ma")
-    shown = label.encode("ascii", "replace").decode()
-    text = f"probability of {shown}; outlined: {count} region{'' if count == 1 else 's'}"
-    text += "" if threshold is None else f" from {threshold:.2g} on"
-    fitting = _fitting(pen, text, width - left - length - 2 * size, size)
-    pen.text((left + length + size, top + size // 2), text, fill="black", font=fitting, anchor="lm")
+    place, room = ((left, top + 7 * size // 2), width - 2 * left) if below else ((left + length + size, top + size // 2), beside)
+    pen.text(place, text, fill="black", font=_fitting(text, room, size), anchor="lm")
     return sheet
 
 
-def _fitting(pen: ImageDraw.ImageDraw, text: str, room: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _fitting(text: str, room: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The largest font up to ``size`` in which the text has room."""
-    while size > 7 and pen.textlength(text, ImageFont.load_default(size)) > room:
+    while size > 7 and ImageFont.load_default(size).getlength(text) > room:
         size -= 1
     return ImageFont.load_default(size)

@@ -44,6 +44,7 @@ def render_page(
         "name": printable,
         "number": _number,
         "title": lambda row: printable(name_of(row)),
+        "address": lambda row: _address(Path(summary["folder"]), row),
     }
     worst = [(choice, illustrate(choice)) for choice in selected.ordered(selected.worst)]
     return environment.get_template("inspection.html.j2").render(
@@ -76,6 +77,11 @@ class Illustration:
 
     whole: str | None
     close: list[tuple[Place, str]]
+
+
+def _address(folder: Path, row: dict[str, Any]) -> str:
+    """Where the file of a row lies; browsers begin a video at its frame."""
+    return (folder / str(row["path"])).as_uri() + (f"#t={row['time_s']:g}" if row.get("time_s") else "")
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,7 @@ __all__ = ["Outputs", "check_outputs", "publish", "publish_outcome", "wanted_out
 
 PAGE, WORLD, PIXELS, COCO, MAPS, MISSES = "report.html", "results.geojson", "pixels.geojson", "coco.json", "maps", "misses.png"
 _SCORES, _TILES = "scores.parquet", "tiles.parquet"
+_TELL_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,8 @@ def publish(
         if state is None or not state.complete:
             raise ConfigError(f"{str(out)!r} holds no complete run")
         wanted: dict[str, Any] = {**asdict(outputs), "truth": None if outputs.truth is None else str(outputs.truth)}
-        lost = outputs.report and not (out / PAGE).exists()
+        kept = (*((PAGE, WORLD, PIXELS, COCO) if outputs.report else ()), *((_SCORES,) if outputs.parquet else ()))
+        lost = not all((out / name).exists() for name in kept)
         if state.published != wanted or lost or outputs.truth is not None:  # masks may have been mended
             made = _Work(out, state, bundle, outputs, should_stop, tell).run()
             if made is None:
@@ -174,11 +177,15 @@ class _Work:
         folder, truth = Path(self.state.folder), self.outputs.truth
         judgement = None if truth is None else Judgement(open_truth(truth, folder, self.bundle.labels, positive, masks), positive)
         selected = Selected(positive)
+        told = time.monotonic()
         with ExitStack() as stack:
             documents = self._documents(stack, originals, positive) if self.outputs.report else []
             for image in read_results(self.out):
                 if self.should_stop():
                     raise _StoppedError  # what is half written goes away
+                if time.monotonic() - told >= _TELL_SECONDS:
+                    told = time.monotonic()
+                    self.tell(f"report and maps: {image.number:,} of {self.state.position.rows:,} images")
                 regions = find_regions(image.grid, image.marked(positive)) if image.tiles else []
                 map_file = self._map(image, regions, originals, positive)
                 selected.add(image, map_file)

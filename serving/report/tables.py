@@ -46,7 +46,7 @@ def write_parquet(path: Path, rows: Iterable[dict[str, Any]], columns: Iterable[
     import pyarrow.parquet
 
     schema = pyarrow.schema([("path_bytes", pyarrow.binary()), *((name, _kind(name)) for name in columns)])
-    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+    with path.open("wb") as file, pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:  # it takes no odd names
         remaining = iter(rows)
         for block in _blocks(remaining):
             writer.write_table(pyarrow.Table.from_pylist(block, schema=schema))

@@ -74,7 +74,7 @@ class MaskTruth:
         """See :class:`Truth`.
 
         Raises:
-            InputError: The mask has another size than the image, or cannot be read.
+            InputError: The mask has another size than the image, says nothing, or cannot be read.
         """
         kind = image.row.get("part_kind")
         if kind == "frame":
@@ -92,7 +92,12 @@ class MaskTruth:
                 raise InputError(
                     f"{image.name!r} has {image.row['width']} × {image.row['height']} pixels, its mask {raster.width} × {raster.height}"
                 )
-            return _decided(*_counts_of_all(raster), CRACK_PIXELS), _tile_truths(raster, image)
+            crack, unclear, highest = _counts_of_all(raster)
+            if 0 < highest <= 1:
+                raise InputError(
+                    f"{image.name!r}: its mask {os.fsdecode(mask)!r} is all but black (no value above 1 of 255); save masks with 0 and 255"
+                )
+            return _decided(crack, unclear, CRACK_PIXELS), _tile_truths(raster, image)
 
 
 Truth = ClassTruth | MaskTruth  # of_image gives whether an image is positive (None: undecided) and the same per tile; None without truth
@@ -123,21 +128,22 @@ def _tile_truths(raster: Raster, image: ImageResult) -> list[bool | None]:
         return []
     least = max(1, round(CRACK_PIXELS * (image.row["tiles"]["size"] / 224) ** 2))
     places = ([tile[name] for name in ("x", "y", "width", "height")] for tile in image.tiles)
-    return [_decided(*_counts(raster.read(*place)), least) for place in places]
+    return [_decided(*_counts(raster.read(*place))[:2], least) for place in places]
 
 
-def _counts_of_all(raster: Raster) -> tuple[int, int]:
+def _counts_of_all(raster: Raster) -> tuple[int, int, float]:
     step = max(1, _ROWS // raster.width)
     strips = [_counts(raster.read(0, y, raster.width, min(step, raster.height - y))) for y in range(0, raster.height, step)]
-    return sum(crack for crack, _ in strips), sum(unclear for _, unclear in strips)
+    crack, unclear, highest = zip(*strips, strict=True)
+    return sum(crack), sum(unclear), max(highest)
 
 
-def _counts(window: Window) -> tuple[int, int]:
-    """Crack pixels and pixels that decide nothing."""
+def _counts(window: Window) -> tuple[int, int, float]:
+    """Crack pixels, pixels that decide nothing, and the highest value."""
     values: NDArray[np.float32] = np.asarray(window, dtype=np.float32) * (255 if window.dtype == np.float32 else 1)
     grey = values if values.ndim == 2 else values.max(axis=2)
     crack = int((grey >= _CRACK_VALUE).sum())
-    return crack, int((grey >= _CLEAR_VALUE).sum()) - crack
+    return crack, int((grey >= _CLEAR_VALUE).sum()) - crack, float(grey.max())
 
 
 def _decided(crack: int, unclear: int, least: int) -> bool | None:

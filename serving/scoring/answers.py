@@ -66,7 +66,7 @@ class Facts:
         sha256: Of its bytes, hexadecimal.
         width: Width in pixels, upright.
         height: Height in pixels, upright.
-        taken: When the photograph was taken, ISO 8601; with an offset only where the camera wrote one.
+        taken: When the photograph was taken, or the video begun, ISO 8601; with an offset only where the camera wrote one.
         longitude: Degrees east (WGS 84) of the camera.
         latitude: Degrees north.
     """

@@ -87,7 +87,8 @@ class Lines:
         """See :class:`Reporter`."""
         if self._due():
             rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
-            self.note(f"{done:,} of {self._total:,} images, {rate:.1f} images/s, {(self._total - done) / rate / 60:.0f} min left")
+            left = f", {(self._total - done) / rate / 60:.0f} min left" if rate else ""  # 0 in a first file of many pictures
+            self.note(f"{done:,} of {self._total:,} images, {rate:.1f} images/s{left}")
 
     def within(self, done: int, kind: str = "tile") -> None:
         """See :class:`Reporter`."""
@@ -136,7 +137,7 @@ class Bar:
 
     def advance(self, done: int) -> None:
         """See :class:`Reporter`."""
-        self._progress.update(self._shown("Scoring"), completed=done)
+        self._progress.update(self._shown("Scoring"), completed=done, description="Scoring")
 
     def within(self, done: int, kind: str = "tile") -> None:
         """See :class:`Reporter`."""

@@ -23,6 +23,7 @@ class Desk:
         self._questions: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._tries: Counter[int] = Counter()
+        self._progress: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
 
     async def ask(self, chunk: int, question: dict[str, Any]) -> dict[str, Any]:
         """Of a worker: the answer, as soon as it is known; the same to whoever asks for the chunk again.
@@ -46,6 +47,14 @@ class Desk:
     async def answer(self, chunk: int, answer: dict[str, Any]) -> None:
         """Of the run: the answer of a chunk."""
         _slot(self._answers, chunk).set_result(answer)
+
+    async def tell(self, done: int, kind: str) -> None:
+        """Of a worker: so many tiles, frames, pages or slices of the file in work are done."""
+        await self._progress.put((done, kind))
+
+    async def told(self) -> tuple[int, str]:
+        """Of the run: what a worker tells next."""
+        return await self._progress.get()
 
     async def forget(self, chunk: int) -> None:
         """Of the run: a chunk is done."""

@@ -62,8 +62,9 @@ class RayEngine:
         tasks = _tasks(batches, files)
         with ExitStack() as stack:
             ray = stack.enter_context(connected(run.where))
-            clerk = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="desk"))
+            clerk, watch = (stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix=name)) for name in ("desk", "progress"))
             cluster = _Cluster(ray, stack.enter_context(open_desk(ray)), run, job_of(run, head=not here))
+            watch.submit(cluster.watch)
             while window := list(islice(tasks, _WINDOW)):
                 clerk.submit(cluster.answer, window, seen)
                 with closing(cluster.packed(window)) as answers:
@@ -144,6 +145,11 @@ class _Cluster:
                 if packed.chunk.ends:
                     self.desk.forget.remote(next(tasks).chunk)
 
+    def watch(self) -> None:
+        """Pass on how far workers are within large files; it ends when the desk goes."""
+        while True:
+            self.run.reporter.within(*self.ray.get(self.desk.told.remote()))
+
     def answer(self, window: Sequence[_Task], seen: Earlier) -> None:
         """Say at the desk which bytes came before, chunk by chunk in the order of the list; it ends when the desk goes."""
         for task in window:
@@ -175,13 +181,14 @@ class _Cluster:
         import pyarrow
 
         tables = [pyarrow.table({"chunk": [task.to_json()]}) for task in window]
+        workers = self.run.where.workers
         with in_order(self.ray):
             return self.ray.data.from_arrow(tables).map_batches(
                 score_rows,
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=1,
-                concurrency=self.run.where.workers,
+                concurrency=workers and min(workers, len(window)),
                 fn_kwargs={"job": self.job, "desk": self.desk},
             )
 

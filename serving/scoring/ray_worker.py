@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -30,11 +31,13 @@ from serving.scoring.wire import error_of, pack, pack_error
 
 __all__ = ["Worker", "job_of", "score_rows"]
 
+_TELL_SECONDS = 5.0
 _READERS = 8  # files that are opened at once, where storage is far away
 
 _workers: dict[str, Worker] = {}  # of this process, by their job; at most one
 
 Ask = Callable[[int, dict[str, Any]], dict[str, Any]]
+Tell = Callable[[int, str], None]
 
 
 def job_of(run: Run, *, head: bool) -> str:
@@ -72,13 +75,16 @@ def score_rows(table: Any, job: str, desk: Any) -> Any:
         answer: dict[str, Any] = ray.get(desk.ask.remote(chunk, question))
         return answer
 
-    packed = [answer for chunk in table["chunk"].to_pylist() for answer in _answers(job, json.loads(chunk), ask)]
+    def tell(done: int, kind: str) -> None:
+        desk.tell.remote(done, kind)
+
+    packed = [answer for chunk in table["chunk"].to_pylist() for answer in _answers(job, json.loads(chunk), ask, tell)]
     return pyarrow.table({"packed": pyarrow.array(packed, pyarrow.binary())})
 
 
-def _answers(job: str, chunk: dict[str, Any], ask: Ask) -> list[bytes]:
+def _answers(job: str, chunk: dict[str, Any], ask: Ask, tell: Tell) -> list[bytes]:
     try:
-        return _worker(job).score(chunk, ask)
+        return _worker(job).score(chunk, ask, tell)
     except HqtlError as error:
         return [pack_error(error)]
 
@@ -94,10 +100,18 @@ def _worker(job: str) -> Worker:
 
 
 class _Notes(Silent):
-    """Keeps what is to be told."""
+    """Keeps what is to be told with the answers, and tells now and then how far the file in work is."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.tell: Tell = lambda *_: None
+        self._told = time.monotonic()
+
+    def within(self, done: int, kind: str = "tile") -> None:
+        """See :class:`serving.scoring.progress.Reporter`."""
+        if time.monotonic() - self._told >= _TELL_SECONDS:
+            self._told = time.monotonic()
+            self.tell(done, kind)
 
     def note(self, message: str) -> None:
         """See :class:`serving.scoring.progress.Reporter`."""
@@ -136,16 +150,18 @@ class Worker:
             self._featurizer = stack.enter_context(Featurizer(run, classifier))
             self._stack = stack.pop_all()
 
-    def score(self, chunk: dict[str, Any], ask: Ask) -> list[bytes]:
+    def score(self, chunk: dict[str, Any], ask: Ask, tell: Tell = lambda *_: None) -> list[bytes]:
         """One chunk; several pieces where it holds stacks.
 
         Args:
             chunk: ``number`` of the first file, and ``batches``: the fields of each :class:`serving.scoring.listing.Batch`.
             ask: Gives the answer of the desk to a question about a chunk.
+            tell: Told now and then how far the file in work is.
 
         Raises:
             HqtlError: It cannot be scored.
         """
+        self._notes.tell = tell
         batches = [Batch(**{**batch, "paths": tuple(map(bytes.fromhex, batch["paths"]))}) for batch in chunk["batches"]]
         paths = [path for batch in batches for path in batch.paths]
         with ThreadPoolExecutor(_READERS) as pool:

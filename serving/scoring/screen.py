@@ -45,9 +45,13 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         table.add_row("tiles", Text(", ".join(f"{count:,} {printable(label)}" for label, count in summary["tiles"].items())))
     if summary["duplicates"]:
         table.add_row("duplicates", f"{summary['duplicates']:,} with the bytes of an earlier file; each has its answer")
+    truth = summary.get("truth") or {}
     for what in ("images", "tiles"):
-        if (figures := (summary.get("truth") or {}).get(what)) is not None:
+        if (figures := truth.get(what)) is not None:
             table.add_row(f"truth of {what}", _truth(figures))
+    if truth.get("without_truth"):
+        lines = [f"{truth['without_truth']:,} answers have no counterpart there", *map(printable, truth["problems"])]
+        table.add_row("without truth", Text("\n".join(lines), style="yellow"))
     table.add_row("images", _images(outcome))
     table.add_row("backend", ", ".join(dict.fromkeys(map(_backend, summary["executions"]))) or "not used")
     table.add_row("calibration", ", ".join(summary["calibration"]) or "not used")

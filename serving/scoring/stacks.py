@@ -16,6 +16,7 @@ from hqtl_common.specs import PreprocessSpec
 from hqtl_common.tiff_chain import has_second_page
 from hqtl_common.videos import VIDEO_SUFFIXES
 from hqtl_common.volumes import VOLUME_SUFFIXES
+from serving.photo_header import PhotoHeader, header_of_video
 from serving.scoring.answers import PartKind, StackPart
 
 __all__ = ["Stack", "open_stack", "stack_kind", "suffixes_scored"]
@@ -54,12 +55,14 @@ class Stack:
         places: Index and, of a frame, time in seconds of those that are looked at.
         broken: Index of the first one that the file was to hold and does not, and why; None where it is whole.
         open: One of them by its index, to be closed before the next one is opened.
+        about: What the file says about all of them; None where it says nothing.
     """
 
     kind: PartKind
     places: Sequence[tuple[int, float | None]]
     broken: tuple[int, str] | None
     open: Callable[[int], AbstractContextManager[Raster]]
+    about: PhotoHeader | None = None
 
     def parts(self, start: int) -> Iterator[tuple[StackPart | None, AbstractContextManager[Raster]]]:
         """Each picture from the ``start``-th row on, and last what is to be said of a broken file; a single page is no part.
@@ -108,7 +111,7 @@ def _frames(file: BinaryIO, path: Path, every: Every) -> Iterator[Stack]:
         broken = (
             (len(video), f"the video ends after frame {last:,} at {video.time_of(last):.3f} s: {video.broken}") if video.broken else None
         )
-        yield Stack("frame", places, broken, lambda index: _lazily(lambda: video.read(index)))
+        yield Stack("frame", places, broken, lambda index: _lazily(lambda: video.read(index)), header_of_video(video.about))
 
 
 @contextmanager

@@ -100,6 +100,8 @@ def picture_items(
     part, done = None, False
     try:
         with open_stack(full, kind, Every.parse(cut.every)) as stack:
+            if stack.about is not None:
+                yield stack.about
             for part, picture in stack.parts(start):
                 if part is not None:
                     yield part

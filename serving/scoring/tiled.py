@@ -103,7 +103,7 @@ class PictureReader:
                 elif isinstance(item, np.ndarray):
                     yield item
                 elif isinstance(item, PictureEnd):
-                    own = facts if item.part is None else Facts(facts.sha256)
+                    own = facts if item.part is None else dataclasses.replace(facts, width=None, height=None)
                     if isinstance(item.found, TileGrid):
                         own = dataclasses.replace(own, width=item.found.width, height=item.found.height)
                     yield Picture(own, item.found, item.part)

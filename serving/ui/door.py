@@ -111,8 +111,8 @@ class PageDoor:
         if self._ring is not None:
             self._ring.find(_bearer(request.scope))  # before anything is read
         body = self._calls.check(await _read(request, self._max_bytes))
-        headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-length"]
-        request.scope["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
+        headers = [(name, value) for name, value in request.scope["headers"] if name not in (b"content-length", b"content-type")]
+        request.scope["headers"] = [*headers, (b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
         given = False
 
         async def receive_checked() -> Message:

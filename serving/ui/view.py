@@ -22,13 +22,18 @@ _HARDWARE_SHOTS = 1000  # assumed where the answer is exact
 
 
 def show_answer(answer: Mapping[str, Any]) -> str:
-    """The answer of ``POST /v1/predict`` for one image."""
-    (prediction,), execution = answer["predictions"], answer["execution"]
+    """The answer of ``POST /v1/predict``; of several images one after the other, by their names."""
+    predictions = answer["predictions"]
+    return "".join(_show_image(prediction, answer["execution"], alone=len(predictions) == 1) for prediction in predictions)
+
+
+def _show_image(prediction: Mapping[str, Any], execution: Mapping[str, Any], *, alone: bool) -> str:
     stds = prediction["expval_stds"] or [0.0] * len(prediction["expvals"])
     bars = [_bar(index, value, std) for index, (value, std) in enumerate(zip(prediction["expvals"], stds, strict=True))]
     shots = prediction.get("shots_used") or execution["shots"]
     cost = {"shots": shots or _HARDWARE_SHOTS, "seconds": estimated_qpu_seconds(1, shots or _HARDWARE_SHOTS), "assumed": shots is None}
-    return _render("answer.html.j2", prediction=prediction, execution=execution, bars=bars, sampled=stds != [0.0] * len(stds), cost=cost)
+    shown = {"prediction": prediction, "execution": execution, "bars": bars, "sampled": stds != [0.0] * len(stds), "cost": cost}
+    return _render("answer.html.j2", **shown, alone=alone)
 
 
 def show_map(picture: bytes) -> str:

@@ -194,7 +194,7 @@ def test_record_says_what_ran_and_is_json_ready(name: str, shots: int | None) ->
     assert len(set(values["layout"])) == 4
     assert values["depth"] > 10
     assert all(values["versions"].values())
-    assert 0 < values["wall_seconds"] < 60
+    assert values["wall_seconds"] > 0
 
 
 def test_calibration_is_the_day_of_the_snapshot() -> None:

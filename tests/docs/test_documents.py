@@ -34,14 +34,15 @@ def environment(workspace: Path) -> dict[str, str]:
     return {**os.environ, "PATH": path, "TORCH_HOME": str((SHARED / "torch-home").resolve()), "HQTL_CACHE": str(workspace / "cache")}
 
 
+@pytest.mark.timeout(3600)
 def test_every_command_of_the_readme_runs(workspace: Path, environment: dict[str, str]) -> None:
     commands = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
     assert len(commands) >= 9
     for command in commands:
-        done = subprocess.run(command, shell=True, cwd=workspace, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, shell=True, cwd=workspace, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     (script,) = blocks(ROOT / "README.md", "python")
-    done = subprocess.run([sys.executable, "-c", script], cwd=workspace, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], cwd=workspace, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.match(r"(crack|no_crack) 0\.\d+ \(0\.\d+, 0\.\d+\) ", done.stdout), done.stdout
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 MACHINE = "ibm_kolkata"
 SECRETS = ("emulated-api-key", "crn:v1:")
 # A fixed layout: a calibration that changes between two processes must not change the circuit.
-OPTIONS = ("poll_s=0.05", "max_poll_s=0.4", "settle_s=3", "optimization_level=1", "initial_layout=[0,1,4,7]", "deadline_s=120")
+OPTIONS = ("poll_s=0.05", "max_poll_s=0.4", "settle_s=6", "optimization_level=1", "initial_layout=[0,1,4,7]", "deadline_s=120")
 
 
 @pytest.fixture(scope="module")

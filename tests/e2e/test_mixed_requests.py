@@ -225,7 +225,10 @@ async def ask_all(service: Served, asks: list[Ask]) -> None:
         async def client() -> None:
             for one in waiting:
                 method, url, given = one.request()
-                one.answer = await http.request(method, url, **{**given, "headers": {**headers, **given.get("headers", {})}})
+                given["headers"] = headers | given.get("headers", {})
+                while (answer := await http.request(method, url, **given)).status_code == 504:
+                    assert answer.json()["error"]["code"] == "deadline"  # the machine is busy
+                one.answer = answer
                 if one.kind.startswith("ibm") and one.answer.status_code in one.statuses:
                     first = one.answer.json()
                     one.answer = (first, await followed(http, headers, first.get("job_id") or first["id"]))

@@ -22,7 +22,7 @@ AT_ONCE = 4
 
 @pytest.fixture(scope="module")
 def service(bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    limits = {"HQTL_HEADER_TIMEOUT_S": "1", "HQTL_MAX_REQUESTS": str(AT_ONCE), "HQTL_DECODERS": "1"}
+    limits = {"HQTL_HEADER_TIMEOUT_S": "4", "HQTL_MAX_REQUESTS": str(AT_ONCE), "HQTL_DECODERS": "1"}
     served = Served(tmp_path_factory.mktemp("serve"), HQTL_BUNDLE=str(bundle.path), **limits)
     try:
         served.wait_ready()
@@ -64,7 +64,7 @@ def many(count: int, service: Served, head: bytes) -> Iterator[list[Slow]]:
 
 
 def feed_until(slow: list[Slow], condition: Callable[[], bool], data: bytes = b"x") -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < limit
         for one in slow:
@@ -106,9 +106,9 @@ def test_bodies_that_never_end_give_way(service: Served) -> None:
             return answers[-1] == 200
 
         feed_until(slow, others_are_answered)
-        feed_until(slow, lambda: any(b"408" in one.received[:20] for one in slow))
+        feed_until(slow, lambda: any(b"408" in one.received[:20] and one.received.endswith(b"}") for one in slow))
         assert set(answers) <= {200, 429}
-        (gave_way, *_) = [one for one in slow if one.received]
+        (gave_way, *_) = [one for one in slow if one.received.endswith(b"}")]
         error = json.loads(gave_way.received.partition(b"\r\n\r\n")[2])["error"]
         assert (error["code"], error["message"]) == ("slow_client", "the body did not arrive while others waited")
 
@@ -125,7 +125,7 @@ def test_a_slow_body_is_taken_while_there_is_room(service: Served) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         connection.sendall(head_of(service, length=len(image)))
         for start in range(0, len(image), -(-len(image) // 3)):
-            time.sleep(0.8)
+            time.sleep(1.5)
             connection.sendall(image[start : start + -(-len(image) // 3)])
         assert connection.recv(100).split()[1] == b"200"
 
@@ -173,5 +173,5 @@ def test_the_worker_may_hold_many_connections(service: Served) -> None:
 def test_it_is_all_over(service: Served) -> None:
     wait_until(lambda: service.ask("GET", "/readyz").status_code == 200)
     worker = service.worker()
-    wait_until(lambda: len([one for one in worker.net_connections("inet") if one.status == "ESTABLISHED"]) <= 1, 60)
+    wait_until(lambda: len([one for one in worker.net_connections("inet") if one.status == "ESTABLISHED"]) <= 1)
     assert "Traceback" not in service.log.read_text()

@@ -15,6 +15,7 @@ import pytest
 from hqtl_common import ModelBundle
 from hqtl_common.ledger import Ledger
 from serving.client import Client
+from serving.limits import seconds_left
 from tests.e2e.test_bentoml import Served, make_key, wait_until
 from tests.integration.test_service import PHOTOS, body
 from training.emulator import Emulator, EmulatorOptions, emulated_environment, start
@@ -46,15 +47,16 @@ def service(bundle: ModelBundle, emulator: Emulator, folder: Path) -> Iterator[S
         HQTL_KEYS=str(folder / "keys.json"),
         HQTL_JOBS=str(folder / "jobs.sqlite"),
         HQTL_JOBS_POLL_S="0.2",
-        HQTL_JOBS_SETTLE_S="2",
+        HQTL_JOBS_SETTLE_S="15",
         HQTL_THREADS="1",
         HQTL_DECODERS="1",
         **emulated_environment(emulator, plan="pay-as-you-go"),
     )
+    wait_until(lambda: seconds_left() > 120)  # of the day for which the key is given
     served.token = make_key(folder / "keys.json", qpu_seconds_per_day=100, jobs_per_day=2 * JOBS)
     try:
         served.wait_ready()
-        wait_until(lambda: len(served.workers()) == 2, 60)
+        wait_until(lambda: len(served.workers()) == 2)
         yield served
     finally:
         served.stop()
@@ -89,20 +91,20 @@ def test_the_owner_is_killed_in_the_middle(service: Served, emulator: Emulator, 
     wait_until(lambda: owner_of(jobs) in pids)
     kept = [submit(service, worker, f"order-{k}-{number}") for number in range(JOBS) for k, worker in enumerate(workers)]
     assert [answer.status_code for answer in kept] == [202] * (2 * JOBS), [answer.text for answer in kept]
-    wait_until(lambda: emulator.stats()["jobs_accepted"] >= JOBS, 60)
+    wait_until(lambda: emulator.stats()["jobs_accepted"] >= JOBS)
     first = owner_of(jobs)
     psutil.Process(first).kill()
     (survivor,) = [worker for worker in workers if worker.pid != first]
-    wait_until(lambda: owner_of(jobs) not in (0, first), 60)
+    wait_until(lambda: owner_of(jobs) not in (0, first))
     client = Client(service.url, service.token)
-    done = [client.wait(answer.json()["id"], timeout_s=120) for answer in kept]
+    done = [client.wait(answer.json()["id"], timeout_s=400) for answer in kept]
     assert all(job.answer and len(job.answer.predictions) == 2 for job in done)
     stats = emulator.stats()
     assert (stats["submits_received"], stats["jobs_executed"]) == (2 * JOBS, 2 * JOBS)
     assert sorted(entry.job_id or "" for entry in Ledger(jobs).find()) == sorted(one for job in done for one in job.job_ids)
     again = submit(service, survivor, "order-0-0")
     assert (again.status_code, again.json()["id"]) == (200, kept[0].json()["id"])
-    wait_until(lambda: len(service.workers()) == 2, 60)
+    wait_until(lambda: len(service.workers()) == 2)
     refused = [submit(service, worker, "one-too-many") for worker in service.workers()]
     assert [(answer.status_code, answer.json()["error"]["code"]) for answer in refused] == [(429, "quota")] * 2
 
@@ -110,7 +112,7 @@ def test_the_owner_is_killed_in_the_middle(service: Served, emulator: Emulator, 
 def test_what_a_key_was_granted_holds_over_both_workers(service: Served, folder: Path) -> None:
     spender = make_key(folder / "keys.json", qpu_seconds_per_day=None, jobs_per_day=3)
     asker = make_key(folder / "keys.json", requests_per_minute=10)
-    wait_until(lambda: len(service.workers()) == 2, 60)
+    wait_until(lambda: len(service.workers()) == 2)
     workers = service.workers()
     wait_until(lambda: ask(service, workers[0], "GET", "/v1/jobs", spender).status_code == 200)
     wait_until(lambda: ask(service, workers[1], "GET", "/v1/jobs", spender).status_code == 200)

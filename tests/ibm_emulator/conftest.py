@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
+from ibm_cloud_sdk_core.token_managers.token_manager import TokenManager
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit
 from qiskit.transpiler import generate_preset_pass_manager
@@ -20,6 +24,7 @@ from qiskit_ibm_runtime.api import auth
 from hqtl_common import HeadSpec
 from hqtl_common.circuit import qiskit_circuit
 from training.emulator import Emulator, EmulatorOptions, emulated_environment, start
+from training.emulator import tokens as issuers
 
 # What the pinned client itself warns of.
 CLIENT_WARNINGS = (
@@ -62,7 +67,13 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Running:
     def run(plan: str = "pay-as-you-go", **options: Any) -> Iterator[Emulator]:
         with start(EmulatorOptions(**{"backends": ("ibm_lima",), **options})) as emulator:
             redirect(monkeypatch, emulator, plan)
-            yield emulator
+            try:
+                yield emulator
+            finally:
+                emulator.faults.clear()
+                for thread in threading.enumerate():
+                    if thread.name.startswith("machine-"):  # of a service; it would ask whatever platform comes next
+                        thread.join(60)
 
     return run
 
@@ -96,6 +107,28 @@ def redirect(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, plan: str = "p
 
     redirected.original = manager  # type: ignore[attr-defined]
     monkeypatch.setattr(auth, "IAMTokenManager", redirected)
+
+
+def end_waiting(emulator: Emulator) -> None:
+    """The queue, and the time in which a job is in no listing, are over."""
+    book = emulator._server.application.platform.book
+    for job in book.select(lambda job: True):
+        job.ready_at = job.hidden_until = 0.0
+        book.add(job)  # wakes the machine up
+
+
+@pytest.fixture
+def tokens_age(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """``tokens_age(seconds)``: for the platform and for the client it is so much later, as far as tokens are concerned."""
+    ahead = 0.0
+
+    def age(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+
+    monkeypatch.setattr(issuers, "time", SimpleNamespace(time=lambda: time.time() + ahead))
+    monkeypatch.setattr(TokenManager, "_get_current_time", staticmethod(lambda: int(time.time() + ahead)))
+    return age
 
 
 def isa_head(backend: Any) -> QuantumCircuit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -22,10 +23,12 @@ from qiskit_ibm_runtime.exceptions import (
     RuntimeJobTimeoutError,
 )
 
-from tests.ibm_emulator.conftest import Running, submit, without_retries
+from tests.ibm_emulator.conftest import Running, end_waiting, submit, without_retries
 from training.emulator import ROUTE_NAMES, Emulator, Fault, FaultSchedule
 from training.emulator.routes import ROUTES
 from training.emulator.server import DOMAIN
+
+TIMEOUT_S = 60
 
 
 def counts(emulator: Emulator) -> tuple[int, int]:
@@ -91,7 +94,7 @@ def test_too_many_submits_are_refused_and_reads_wait(emulator: Emulator, backend
 
 
 def test_the_limit_of_submits_a_minute(running: Running) -> None:
-    with running(submits_per_minute=2, time_factor=1.0) as emulator:
+    with running(submits_per_minute=2, time_factor=100.0) as emulator:  # a minute lasts longer than any test
         backend = QiskitRuntimeService().backend("ibm_lima")
         for seed in range(2):
             submit(backend, seed=seed)
@@ -116,26 +119,24 @@ def test_an_expired_token(emulator: Emulator, backend: Any, service: QiskitRunti
     submit(backend).result()
 
 
-def test_tokens_that_really_expire_are_renewed_by_the_client(running: Running) -> None:
-    with running(token_lifetime=1) as emulator:
-        backend = QiskitRuntimeService().backend("ibm_lima")
-        before = emulator.stats()["requests"]["iam.token"]
-        token = backend._api_client._session.auth.get_headers()
-        backend.status()
-        assert emulator.stats()["requests"]["iam.token"] > before
-        time.sleep(2)
-        url = f"{emulator.address}/api/v1/backends"
-        assert requests.get(url, headers=token, timeout=5).status_code == 401
-        assert requests.get(url, headers={"Authorization": "Bearer a.b.c"}, timeout=5).status_code == 401
-        assert requests.get(url, headers={"Authorization": "apikey emulated-api-key"}, timeout=5).status_code == 401
+def test_tokens_that_expire_are_renewed_by_the_client(emulator: Emulator, backend: Any, tokens_age: Callable[[float], None]) -> None:
+    before = emulator.stats()["requests"]["iam.token"]
+    token = backend._api_client._session.auth.get_headers()
+    url = f"{emulator.address}/api/v1/backends"
+    assert requests.get(url, headers=token, timeout=TIMEOUT_S).status_code == 200
+    tokens_age(3601)
+    backend.status()
+    assert emulator.stats()["requests"]["iam.token"] > before
+    for refused in (token, {"Authorization": "Bearer a.b.c"}, {"Authorization": "apikey emulated-api-key"}):
+        assert requests.get(url, headers=refused, timeout=TIMEOUT_S).status_code == 401
 
 
 def test_a_new_job_may_be_in_no_listing_yet(emulator: Emulator, backend: Any, service: QiskitRuntimeService) -> None:
-    emulator.faults.add(Fault(kind="listing_lag", seconds=1.0))
+    emulator.faults.add(Fault(kind="listing_lag", seconds=1e5))
     job = submit(backend, tags=("late",))
     assert service.jobs(job_tags=["late"]) == []
     assert service.job(job.job_id()).job_id() == job.job_id()
-    time.sleep(1.0)
+    end_waiting(emulator)
     assert len(service.jobs(job_tags=["late"])) == 1
 
 
@@ -225,30 +226,30 @@ def test_a_client_that_dies_while_sending_submits_nothing(emulator: Emulator) ->
 
 def test_faults_and_statistics_over_http(emulator: Emulator, backend: Any) -> None:
     url = f"{emulator.address}/_emulator"
-    added = requests.post(f"{url}/faults", json=[{"kind": "error", "routes": ["backends.status"], "status": 500}], timeout=5)
+    added = requests.post(f"{url}/faults", json=[{"kind": "error", "routes": ["backends.status"], "status": 500}], timeout=TIMEOUT_S)
     assert added.json()[0]["kind"] == "error"
     backend.status()
-    assert requests.get(f"{url}/faults", timeout=5).json()[0]["fired"] == 1
-    stats = requests.get(f"{url}/stats", timeout=5).json()
+    assert requests.get(f"{url}/faults", timeout=TIMEOUT_S).json()[0]["fired"] == 1
+    stats = requests.get(f"{url}/stats", timeout=TIMEOUT_S).json()
     assert stats["requests"]["backends.status"] == 2
     assert stats["statuses"]["backends.status 500"] == 1
-    assert requests.delete(f"{url}/faults", timeout=5).json() == []
+    assert requests.delete(f"{url}/faults", timeout=TIMEOUT_S).json() == []
     for body in ('[{"kind": "explode"}]', '[{"kind": "drop", "unknown": 1}]', "{"):
-        assert requests.post(f"{url}/faults", data=body, timeout=5).status_code == 400
-    assert requests.get(f"{url}/nothing", timeout=5).status_code == 404
+        assert requests.post(f"{url}/faults", data=body, timeout=TIMEOUT_S).status_code == 400
+    assert requests.get(f"{url}/nothing", timeout=TIMEOUT_S).status_code == 404
 
 
 def test_the_admin_routes_answer_only_to_loopback_names(emulator: Emulator) -> None:
-    assert requests.get(f"{emulator.address}/_emulator/stats", headers={"Host": "example.org"}, timeout=5).status_code == 403
-    assert requests.get(f"http://quantum.{DOMAIN}/_emulator/stats", timeout=5).status_code == 404
+    assert requests.get(f"{emulator.address}/_emulator/stats", headers={"Host": "example.org"}, timeout=TIMEOUT_S).status_code == 403
+    assert requests.get(f"http://quantum.{DOMAIN}/_emulator/stats", timeout=TIMEOUT_S).status_code == 404
 
 
 def test_an_unknown_route_is_refused_in_the_platform_s_form_and_counted(emulator: Emulator) -> None:
-    answer = requests.get(f"http://quantum.{DOMAIN}/api/v1/qubits?token=hidden", timeout=5)
+    answer = requests.get(f"http://quantum.{DOMAIN}/api/v1/qubits?token=hidden", timeout=TIMEOUT_S)
     assert answer.status_code == 404
     assert answer.json()["errors"][0]["message"] == "There is no GET /api/v1/qubits."
     assert emulator.stats()["unknown"] == {"GET /api/v1/qubits": 1}
-    bad = requests.post(f"http://quantum.{DOMAIN}/api/v1/jobs", data="[", timeout=5)
+    bad = requests.post(f"http://quantum.{DOMAIN}/api/v1/jobs", data="[", timeout=TIMEOUT_S)
     assert bad.status_code == 401
 
 

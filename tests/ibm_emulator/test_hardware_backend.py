@@ -35,7 +35,7 @@ from hqtl_common.errors import (
     UnknownBackendError,
 )
 from hqtl_common.ledger import Ledger
-from tests.ibm_emulator.conftest import Running
+from tests.ibm_emulator.conftest import Running, end_waiting
 from training.emulator import INSTANCES, Emulator, Fault
 
 ROOT = Path(__file__).parents[2]
@@ -176,9 +176,10 @@ def test_a_failed_job_is_named(emulator: Emulator, tmp_path: Path) -> None:
 
 
 def test_a_deadline_leaves_the_job_to_the_next_run(running: Running, tmp_path: Path) -> None:
-    with running(queue_seconds=(100.0, 100.0), time_factor=0.05) as emulator:
+    with running(queue_seconds=(1e5, 1e5), time_factor=1.0) as emulator:
         with pytest.raises(BackendTimeoutError, match="is queued"):
             machine(tmp_path, deadline_s=0.3).run(SPEC, WEIGHTS, ANGLES)
+        end_waiting(emulator)
         machine(tmp_path).run(SPEC, WEIGHTS, ANGLES)
         assert emulator.stats()["submits_received"] == 1
 
@@ -192,7 +193,7 @@ def test_closing_ends_the_waiting_of_another_thread(running: Running, tmp_path: 
             time.sleep(0.05)
         backend.close()
         with pytest.raises(BackendUnavailableError, match="ibm:ibm_lima was closed while it waited"):
-            waiting.result(60)
+            waiting.result(300)
         assert emulator.stats()["submits_received"] == 1
 
 
@@ -201,7 +202,7 @@ import sys, time, numpy as np
 from pathlib import Path
 from hqtl_common import HeadSpec, get_backend
 backend = get_backend("ibm:ibm_lima", shots=100, seed=1, max_jobs=1, scope="s", ledger=Path(sys.argv[1]), optimization_level=1,
-                      poll_s=0.05, max_poll_s=0.3, settle_s=3.0)
+                      poll_s=0.05, max_poll_s=0.3, settle_s=60.0)
 time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
 answer = backend.run(HeadSpec(), np.full((1, 4), 0.3), np.full((2, 4), 0.1))
 print(answer.expvals.tolist(), answer.record.job_ids)
@@ -213,7 +214,7 @@ def test_two_processes_on_one_ledger_pay_once(running: Running, tmp_path: Path) 
         emulator.faults.add(Fault(kind="slow", seconds=0.7, routes=("jobs.submit",), count=None))
         command = [sys.executable, "-W", "ignore", "-c", TWIN, str(tmp_path / "ledger"), str(time.time() + 6)]
         twins = [subprocess.Popen(command, cwd=ROOT, env={**os.environ}, stdout=-1, stderr=-1, text=True) for _ in range(2)]
-        answers = [twin.communicate(timeout=120) for twin in twins]
+        answers = [twin.communicate(timeout=300) for twin in twins]
         assert [twin.returncode for twin in twins] == [0, 0], answers
         assert answers[0][0] == answers[1][0]
         assert emulator.stats()["submits_received"] == emulator.stats()["jobs_executed"] == 1
@@ -361,19 +362,20 @@ def test_no_token_no_request(emulator: Emulator, tmp_path: Path, monkeypatch: py
     assert not [request for request in seen if request.authorization]
 
 
-def test_the_token_exchange_fails_in_the_middle(running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_exchange_fails_in_the_middle(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens_age: Callable[[float], None]
+) -> None:
     monkeypatch.setenv("QISKIT_IBM_TOKEN", CANARY)
-    with running(token_lifetime=2.0) as emulator:
-        monkeypatch.setenv("QISKIT_IBM_TOKEN", CANARY)
-        backend = machine(tmp_path)
-        backend.run(SPEC, WEIGHTS, ANGLES)
-        seen = listen(emulator)
-        time.sleep(2.1)
-        emulator.faults.add(Fault(kind="error", status=503, routes=("iam.token",), count=2))
-        answer = backend.run(SPEC, WEIGHTS, ANGLES, stream=1)
-        assert (answer.record.num_jobs, emulator.stats()["jobs_executed"]) == (1, 2)
-        assert not [request for request in seen if CANARY in everything(request)]
-        assert {request.authorization[:7] for request in seen} <= {"", "Bearer "}
+    backend = machine(tmp_path)
+    backend.run(SPEC, WEIGHTS, ANGLES)
+    seen = listen(emulator)
+    tokens_age(3601)
+    emulator.faults.add(Fault(kind="error", status=503, routes=("iam.token",), count=2))
+    answer = backend.run(SPEC, WEIGHTS, ANGLES, stream=1)
+    assert [fault["fired"] for fault in emulator.faults.state()] == [2]
+    assert (answer.record.num_jobs, emulator.stats()["jobs_executed"]) == (1, 2)
+    assert not [request for request in seen if CANARY in everything(request)]
+    assert {request.authorization[:7] for request in seen} <= {"", "Bearer "}
 
 
 def test_an_expired_token_is_renewed(emulator: Emulator, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_a_finished_job_is_not_cancelled(running: Running, tmp_path: Path, monke
     with running() as emulator:
         entry = killed_in("_wait", path, monkeypatch)
         while emulator.stats()["jobs_executed"] == 0 or emulator.stats()["jobs"] != {"Completed": 1}:
-            pass
+            time.sleep(0.02)
         answer = call(path, "cancel", str(entry.job_id))
         assert answer.exit_code == 1
         assert "cannot be cancelled" in answer.stderr

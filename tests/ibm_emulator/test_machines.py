@@ -28,7 +28,7 @@ def entry_of(client: Client, name: str = MACHINE) -> dict[str, Any]:
 
 
 def known(client: Client) -> dict[str, Any]:
-    wait_for(lambda: entry_of(client)["checked"] is not None, 60)
+    wait_for(lambda: entry_of(client)["checked"] is not None)
     return entry_of(client)
 
 
@@ -52,11 +52,11 @@ def test_the_queue_is_the_platforms(bundle: ModelBundle, tmp_path: Path, running
             for number in range(2):
                 submit(client, key=f"order-{number}")
             wait_for(lambda: emulator.stats()["jobs_accepted"] == 2)
-            wait_for(lambda: entry_of(client)["queue"] == 2, 60)
+            wait_for(lambda: entry_of(client)["queue"] == 2)
             free = entry_of(client, "statevector")
             assert (free["queue"], free["checked"], free["unknown_because"]) == (None, None, None)
             emulator.faults.add(Fault(kind="error", status=503, routes=("backends.status",), count=None))
-            wait_for(lambda: entry_of(client)["queue"] is None, 60)
+            wait_for(lambda: entry_of(client)["queue"] is None)
             assert "ibm_lima" in entry_of(client)["unknown_because"]
     finally:
         service.predictor.close()
@@ -125,6 +125,6 @@ def test_without_an_account_the_reason_says_so(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("hqtl_common.backends.ibm_account._ACCOUNT_FILE", Path("/nowhere/qiskit-ibm.json"))
     machines = Machines(open_machine)
-    wait_for(lambda: run(machines, "ibm:ibm_fez")[0]["checked"] is not None, 60)
+    wait_for(lambda: run(machines, "ibm:ibm_fez")[0]["checked"] is not None)
     (found,) = run(machines, "ibm:ibm_fez")
     assert "no IBM account" in found["unknown_because"]

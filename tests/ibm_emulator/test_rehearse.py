@@ -22,7 +22,7 @@ def home(tmp_path: Path) -> dict[str, str]:
 
 def rehearse(home: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "training.cli", "rehearse", "--machine", "ibm_lima", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=home, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, env=home, capture_output=True, text=True, timeout=300, check=False)
 
 
 def stats(answer: subprocess.CompletedProcess[str]) -> dict[str, object]:

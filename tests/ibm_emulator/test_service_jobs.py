@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from hqtl_common import HybridClassifier, ModelBundle, get_backend
 from hqtl_common.errors import BackendUnavailableError
 from hqtl_common.ledger import Ledger
+from serving import limits
 from serving.app import create_app, open_ring
 from serving.jobs.office import open_office
 from serving.jobs.store import JobStore
@@ -72,6 +75,13 @@ def one_service(bundle: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -
     service.predictor.close()
 
 
+@pytest.fixture(autouse=True)
+def _no_midnight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The day in which a test begins does not end before it."""
+    today = limits.day_start(datetime.now(UTC))
+    monkeypatch.setattr(limits, "day_start", lambda now=None: today)
+
+
 @pytest.fixture
 def service(one_service: Service) -> Service:
     """Without any job."""
@@ -87,7 +97,7 @@ def submit(client: Client, path: str = "/v1/jobs", key: str | None = None, numbe
     return client.post(path, headers=headers, **body(PHOTOS[:number], **{**ASKED, **fields}))
 
 
-def wait(client: Client, identifier: str, until: str = "done", seconds: float = 30) -> dict[str, Any]:
+def wait(client: Client, identifier: str, until: str = "done", seconds: float = 300) -> dict[str, Any]:
     limit = time.monotonic() + seconds
     while (job := client.get(f"/v1/jobs/{identifier}").json())["state"] != until:
         assert time.monotonic() < limit, job
@@ -152,6 +162,25 @@ def test_a_paid_prediction_is_a_job_or_the_exact_answer_now(service: Service, ru
         assert (refused.status_code, refused.json()["error"]["detail"]) == (422, {"field": "explain"})
 
 
+def test_a_paid_default_answers_by_jobs_only(bundle: ModelBundle, tmp_path: Path, running: Running) -> None:
+    service = Service(bundle, tmp_path, backends=(MACHINE,))
+    inputs = [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(PHOTOS[0][1]).decode()]}]
+    try:
+        with running() as emulator, service.running() as connect:
+            client = connect()
+            refused = client.post("/v1/inspect", content=PHOTOS[0][1], headers={"content-type": "application/octet-stream"})
+            assert (refused.status_code, refused.json()["error"]["detail"]) == (422, {"field": "backend"})
+            refused = client.post("/v2/models/hqtl/infer", json={"inputs": inputs})
+            assert refused.status_code == 422
+            assert refused.json()["error"].endswith(f"{MACHINE} is paid: use POST /v1/jobs")
+            answer = client.post("/v1/predict", **body(PHOTOS[:1], shots="200"))
+            assert answer.status_code == 202, answer.text
+            wait(client, answer.json()["id"])
+            assert emulator.stats()["submits_received"] == 1
+    finally:
+        service.predictor.close()
+
+
 def test_the_same_idempotency_key_pays_once(service: Service, running: Running) -> None:
     with running(**WAITING) as emulator, service.running() as connect:
         first, again = submit(connect(), key="order-1"), submit(connect(), key="order-1")
@@ -205,15 +234,16 @@ def test_the_day_of_the_service_is_bounded_for_all_keys_together(bundle: ModelBu
         service.predictor.close()
 
 
-def test_a_file_of_jobs_that_cannot_be_read_is_a_503_and_costs_nothing(service: Service, running: Running) -> None:
+def test_a_file_of_jobs_that_cannot_be_read_is_a_503_and_costs_nothing(service: Service, running: Running, tmp_path: Path) -> None:
     assert service.settings.jobs is not None
-    file, away = service.settings.jobs, service.settings.jobs.with_suffix(".away")
+    file, away, folder = (service.settings.jobs.with_suffix(suffix) for suffix in (".sqlite", ".away", ".folder"))
     with running(**WAITING) as emulator, service.running() as connect:
         client = connect()
         identifier = submit(client).json()["id"]
         wait_for(lambda: emulator.stats()["jobs_accepted"] == 1)
-        file.rename(away)
-        file.mkdir()
+        away.hardlink_to(file)
+        folder.symlink_to(tmp_path)
+        folder.replace(file)  # at once: a thread of the service must not make a new file in between
         try:
             calls = [("GET", "/v1/jobs"), ("GET", f"/v1/jobs/{identifier}"), ("DELETE", f"/v1/jobs/{identifier}")]
             answers = [client.request(*call) for call in calls]
@@ -221,9 +251,10 @@ def test_a_file_of_jobs_that_cannot_be_read_is_a_503_and_costs_nothing(service: 
             assert [(answer.status_code, answer.json()["error"]["code"]) for answer in answers] == [(503, "not_ready")] * 5
             assert all(answer.headers["retry-after"] for answer in answers)
             assert client.post("/v1/predict", **body(PHOTOS[:1])).status_code == 200
+            wait_for(lambda: [client.get(path).status_code for path in ("/livez", "/readyz", "/v2/health/ready")] == [200, 503, 503])
         finally:
-            file.rmdir()
-            away.rename(file)
+            away.replace(file)
+        wait_for(lambda: client.get("/readyz").status_code == 200)
         assert client.get(f"/v1/jobs/{identifier}").json()["state"] in ("queued", "running")
         assert emulator.stats()["submits_received"] == 1
 
@@ -342,7 +373,7 @@ def test_a_platform_that_is_down_is_asked_again(service: Service, running: Runni
         assert JobStore(service.settings.jobs, 9).get(job["id"]).tries > 1
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit

@@ -95,7 +95,7 @@ def test_the_result_is_the_same_in_another_process(device: Device) -> None:
         "print(encode(simulate(work, 5)), end='')"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}
-    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
     work = decode(device, parameters((rotation(), TABLE, 100)))
     assert encode(simulate(work, 5)) == other.stdout != encode(simulate(work, 6))
 

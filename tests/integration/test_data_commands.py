@@ -119,10 +119,33 @@ def test_the_look_of_patches_can_be_chosen(tmp_path: Path) -> None:
     assert "crack_width must be (low, high)" in refused.stderr
 
 
-def test_scans_have_their_masks_beside_them(tmp_path: Path) -> None:
-    done = run("synth", "--out", tmp_path / "a", "--large", 300, 300, "--masks", tmp_path / "m")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--large", 300, 300, "--masks", "m"),
+            "--masks would have no effect on scans (--large); leave it out; scans have their masks in OUT",
+        ),
+        (("--large", 300, 300, "--num-images", 5, "--size", 64), "--num-images, --size would have no effect on scans"),
+        (("--cracks", 5), "--cracks would have no effect on patches"),
+        (("--volumes", 16, "--large", 300, 300), "--large would have no effect on cubes (--volumes)"),
+        (("--volumes", 16, "--size", 224), "--size would have no effect on cubes"),
+    ],
+)
+def test_options_without_effect_are_usage_errors(tmp_path: Path, words: tuple[object, ...], message: str) -> None:
+    done = run("synth", "--out", tmp_path / "a", *words)
     assert done.exit_code == 2
-    assert "leave out --masks" in done.stderr
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leakage_is_not_denied_where_nobody_looked_for_it(scans: Path, tmp_path: Path) -> None:
+    assert run("cut", scans / "images", "--masks", scans / "masks", "--out", tmp_path / "set", "--size", 64).exit_code == 0
+    words = (tmp_path / "set", "--contact-sheet", tmp_path / "sheet.png")
+    plain, split = run("info", *words), run("info", *words, "--split", "50/25/25", "--group-by", "none")
+    assert "leakage: not looked for; --split 70/15/15 does" in plain.stdout
+    assert "different sources" not in plain.stdout
+    assert "(leakage): none" in split.stdout
 
 
 @pytest.mark.parametrize("names", ["bridge_001.jpg", pytest.param("", marks=pytest.mark.slow)])

@@ -18,6 +18,7 @@ from training.export import export_run
 from training.features import FeatureCache
 from training.finetune import load_tuned, tune_backbone, unfrozen_parameters
 from training.prepare import add_variants, prepare
+from training.report.run_page import write_report
 from training.runs import RunFolder
 from training.synth import SynthSpec, write_dataset
 from training.trained import load_run
@@ -129,3 +130,20 @@ def test_variants_are_cached_copies_of_the_training_images_only(images: Path, tm
     assert cache.size_bytes == size
     assert len(data.training_tensors()[0]) == 3
     assert add_variants(config.model_copy(update={"augment": "none"}), plain, backbone, tmp_path, "cpu").variants is None
+
+
+def test_a_part_that_is_not_there_leaves_no_run_behind(train: Train, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no part 'features\.99' to unfreeze"):
+        train(tmp_path / "run", data=images, **{**TUNED, "unfreeze": "features.99"})
+    train(tmp_path / "run", data=images, **OPTIONS)  # the same folder, not "exists already"
+
+
+def test_card_and_page_say_what_was_tuned(tuned_run: Path, tmp_path: Path) -> None:
+    export_run(tuned_run, tmp_path / "bundle")
+    card = (tmp_path / "bundle/MODEL_CARD.md").read_text()
+    assert "(weights: none, features.11,features.12 tuned on these images)" in card
+    assert "frozen" not in card
+    page = write_report(tuned_run, tmp_path / "page.html").read_text("utf-8")
+    assert "random weights, features.11,features.12 tuned" in page
+    for text in (card, page):
+        assert "tuned through the hybrid model, which may favour it over its twins" in text

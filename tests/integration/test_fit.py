@@ -18,10 +18,13 @@ from PIL import Image
 
 from hqtl_common.errors import BackendError, CapabilityError, ConfigError, InputError
 from training.backbones import load_backbone, state_digest
+from training.card import model_card
 from training.config import FitConfig
+from training.export import _manifest
 from training.fit import fit, open_run
 from training.runs import Checkpoint, RunFolder
 from training.synth import SynthSpec, synth_patch
+from training.trained import load_run
 
 Train = Callable[..., dict[str, Any]]
 FILES = [
@@ -384,10 +387,6 @@ def test_sampled_training_repeats_with_its_seed_and_counts_its_work(train: Train
 
 def test_default_shots_of_a_sampler_are_not_called_exact(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Aer has no exact values: what really ran is recorded, and the card of a bundle says it."""
-    from training.card import model_card
-    from training.evaluate import load_run
-    from training.export import _manifest
-
     result = train(tmp_path / "run", backend="aer", diff_method="spsa", epochs=1)
     assert result["shots"] == 1024
     assert "head on aer, 1024 shots, gradient by spsa" in capsys.readouterr().err
@@ -399,6 +398,8 @@ def test_default_shots_of_a_sampler_are_not_called_exact(train: Train, tmp_path:
 def test_illegal_gradient_method_is_refused_before_anything_is_done(train: Train, tmp_path: Path) -> None:
     with pytest.raises(CapabilityError, match=r"'backprop' cannot be used on 'aer'"):
         train(tmp_path / "run", backend="aer", diff_method="backprop", data=tmp_path / "nowhere")
+    with pytest.raises(CapabilityError, match="on 'aer' with its own number of shots"):  # aer has no exact values
+        train(tmp_path / "run", backend="aer", diff_method="adjoint", data=tmp_path / "nowhere")
     with pytest.raises(BackendError, match=r"unknown backend 'moon'"):
         train(tmp_path / "run", backend="moon", data=tmp_path / "nowhere")
 
@@ -456,6 +457,10 @@ def test_identical_images_across_splits_are_announced(train: Train, tmp_path: Pa
         write(tmp_path / "data" / ("crack" if crack else "plain") / f"{index}.png", patch(0, crack, size=32))
     train(tmp_path / "run", data=tmp_path / "data", epochs=1, split="34/33/33")
     assert "8 images outside the training split are byte for byte equal to one inside" in capsys.readouterr().err
+    record = RunFolder(tmp_path / "run").data()
+    assert record is not None
+    assert record["leaked"] == 8
+    assert "**Leakage: 8 images of the validation and test split" in model_card(_manifest(load_run(tmp_path / "run")))
 
 
 def test_class_name_that_is_no_text_is_refused_before_training(train: Train, photographs: Path, tmp_path: Path) -> None:

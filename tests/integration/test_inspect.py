@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import tifffile
@@ -17,6 +20,7 @@ from PIL import Image
 from hqtl_common import HybridClassifier, ModelBundle
 from hqtl_common.rasters import open_raster
 from hqtl_common.tiles import read_tile, tile_grid
+from serving import inspect_routes
 from serving.app import create_app
 from serving.predictor import Predictor
 from serving.settings import ServiceSettings
@@ -38,7 +42,7 @@ def encoded(values: NDArray[Any], kind: str = "PNG", **options: Any) -> bytes:
 
 def geotiff(values: NDArray[Any], path: Path, code: int) -> bytes:
     tags = [
-        (33550, "d", 3, (0.5, 0.5, 0.0), True),
+        (33550, "d", 3, (0.125, 0.125, 0.0), True),
         (33922, "d", 6, (0.0, 0.0, 0.0, 10.0, 50.0, 0.0), True),
         (34735, "H", 12, (1, 1, 0, 2, 1024, 0, 1, 2 if code == 4326 else 1, 2048 if code == 4326 else 3072, 0, 1, code), True),
     ]
@@ -101,7 +105,7 @@ def test_geojson_in_pixels_on_a_map_and_in_longitude_and_latitude(client: Client
     assert plain["features"][0]["geometry"]["coordinates"] == [[[0, 0], [0, 224], [224, 224], [224, 0], [0, 0]]]
     placed = inspect(client, geotiff(wall(), tmp_path / "a.tif", 4326), format="geojson").json()
     assert (placed["type"], placed["coordinates"]) == ("FeatureCollection", "lonlat")
-    assert placed["features"][0]["geometry"]["coordinates"][0][:3] == [[10, 50], [10, -62], [122, -62]]
+    assert placed["features"][0]["geometry"]["coordinates"][0][:3] == [[10, 50], [10, 22], [38, 22]]
     assert [one["properties"] for one in placed["features"]] == [one["properties"] for one in plain["features"]]
     unknown = inspect(client, geotiff(wall()[..., 0], tmp_path / "b.tif", 1), format="geojson").json()
     assert (unknown["coordinates"], unknown["features"][0]["geometry"]["coordinates"][0][0]) == ("map", [10, 50])
@@ -147,6 +151,36 @@ def test_a_rotated_photograph_stands_upright(client: Client) -> None:
 def test_what_cannot_be_used_is_refused(client: Client, data: bytes, query: dict[str, Any], status: int, code: str) -> None:
     answer = inspect(client, data, **query)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+
+
+def test_large_images_hold_their_room_to_the_end_and_nobody_else_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing, drawn = threading.Semaphore(0), threading.Event()
+
+    def draw(*values: Any) -> Any:
+        drawing.release()
+        assert drawn.wait(300)
+        return render(*values)
+
+    render = inspect_routes._render
+    monkeypatch.setattr(inspect_routes, "_render", draw)
+
+    async def ask(caller: httpx.AsyncClient, edge: int = 990) -> httpx.Response:  # of a million pixels, two of which have room
+        return await caller.post("/v1/inspect", content=encoded(wall(1000, edge)), headers=OCTETS)
+
+    async def run() -> list[int]:
+        async with client.connect() as caller:
+            held = [asyncio.create_task(ask(caller)) for _ in range(2)]
+            try:
+                for _ in held:
+                    assert await asyncio.to_thread(drawing.acquire, timeout=300)
+                answers = [await caller.get("/livez"), await ask(caller)]
+                held.append(asyncio.create_task(ask(caller, 10)))
+                assert await asyncio.to_thread(drawing.acquire, timeout=300)
+            finally:
+                drawn.set()
+            return [one.status_code for one in (*answers, *await asyncio.gather(*held), await ask(caller))]
+
+    assert asyncio.run(run()) == [200, 429, 200, 200, 200, 200]
 
 
 def test_only_the_bytes_of_an_image_come_in(client: Client) -> None:

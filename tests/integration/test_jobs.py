@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from hqtl_common import HybridClassifier, ModelBundle, get_backend
 from serving.app import create_app, open_ring
 from serving.client import Answer, ApiError, Client, Job, Options
 from serving.jobs.office import open_office
+from serving.jobs.store import JobStore
 from serving.keys import Grants, edit_keys, new_key
 from serving.predictor import Predictor
 from serving.settings import ServiceSettings
@@ -94,7 +96,7 @@ def client(app: Any) -> Iterator[Client]:
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Until it is set, backends take their time."""
     gate, original = threading.Event(), get_backend
-    monkeypatch.setattr(predictor_module, "get_backend", lambda *a, **o: gate.wait(60) and original(*a, **o))
+    monkeypatch.setattr(predictor_module, "get_backend", lambda *a, **o: gate.wait(300) and original(*a, **o))
     yield gate
     gate.set()
 
@@ -115,7 +117,7 @@ def test_a_prediction_and_a_job_give_the_same(client: Client, bundle: ModelBundl
     assert isinstance(answer, Answer)
     job = client.submit(IMAGES, options)
     assert (job.is_finished, job.images, job.estimate) == (False, 3, {"jobs": 0, "executions": 0, "qpu_seconds": 0.0})
-    done = client.wait(job, 30)
+    done = client.wait(job, 300)
     assert done.is_finished
     assert probabilities(done.answer) == probabilities(answer) == library(bundle, "aer", shots=300, seed=5)
     assert (done.backend_used, done.qpu_seconds, done.job_ids, done.reason) == ("aer", 0.0, [], None)
@@ -127,23 +129,23 @@ def test_a_prediction_and_a_job_give_the_same(client: Client, bundle: ModelBundl
 
 def test_what_is_not_done_in_time_goes_on_as_a_job(client: Client, bundle: ModelBundle, gate: threading.Event) -> None:
     began = time.monotonic()
-    job = client.predict(IMAGES, Options(deadline_s=0.5))
-    assert time.monotonic() - began < 5
+    job = client.predict(IMAGES, Options(deadline_s=2))
+    assert time.monotonic() - began < 40, "the service allows 50 s"
     assert isinstance(job, Job)
     assert (job.state, job.reason, job.answer) == ("running", "it was not done in time and goes on", None)
     gate.set()
-    assert probabilities(client.wait(job, 30).answer) == library(bundle)
+    assert probabilities(client.wait(job, 300).answer) == library(bundle)
 
 
 def test_or_the_exact_answer_comes_at_once(client: Client, bundle: ModelBundle, gate: threading.Event) -> None:
-    answer = client.predict(IMAGES, Options(backend="aer", shots=300, seed=5, deadline_s=0.5, fallback="statevector"))
+    answer = client.predict(IMAGES, Options(backend="aer", shots=300, seed=5, deadline_s=2, fallback="statevector"))
     assert isinstance(answer, Answer)
     assert probabilities(answer) == library(bundle)
     assert (answer.execution["backend_requested"], answer.execution["backend_used"]) == ("aer", "statevector")
     assert answer.execution["reason"]
     assert answer.job_id is not None
     gate.set()
-    job = client.wait(answer.job_id, 30)
+    job = client.wait(answer.job_id, 300)
     assert probabilities(job.answer) == library(bundle, "aer", shots=300, seed=5)
     assert job.fallback is not None
     assert job.fallback.predictions == answer.predictions
@@ -162,7 +164,7 @@ def test_an_explanation_is_not_kept_for_later(client: Client, gate: threading.Ev
 
 
 def test_a_job_that_fails_and_one_that_is_cancelled(client: Client, gate: threading.Event) -> None:
-    running = client.predict(IMAGES, Options(deadline_s=0.3))
+    running = client.predict(IMAGES, Options(deadline_s=2))
     assert isinstance(running, Job)
     assert client.cancel(running.id).state == "cancelled"
     gate.set()
@@ -171,7 +173,7 @@ def test_a_job_that_fails_and_one_that_is_cancelled(client: Client, gate: thread
     assert client.cancel(running.id).answer is None
     failed = client.submit(IMAGES, Options(backend="aer", mitigation="readout+zne", shots=10))
     with pytest.raises(ApiError) as caught:
-        client.wait(failed, 30)
+        client.wait(failed, 300)
     assert caught.value.code in ("capability", "config")
     with pytest.raises(TimeoutError):
         client.wait(client.submit(IMAGES), 0.0)
@@ -180,7 +182,7 @@ def test_a_job_that_fails_and_one_that_is_cancelled(client: Client, gate: thread
 def test_a_hook_is_told_and_told_again(client: Client, told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.jobs.runner._FIRST_PAUSE_S", 0.05)
     url = f"http://127.0.0.1:{told.server_port}/done"
-    job = client.wait(client.submit(IMAGES, Options(webhook=url)), 30)
+    job = client.wait(client.submit(IMAGES, Options(webhook=url)), 300)
     until(lambda: (client.job(job.id).webhook or {})["state"] == "delivered")
     assert client.job(job.id).webhook == {"url": url, "state": "delivered", "tries": 2}
     assert len(told.messages) == 2
@@ -225,11 +227,17 @@ def test_the_rest_of_the_client(client: Client) -> None:
     found = client.inspect(encoded(wall()), Options(shots=100, seed=1), tile=250)
     assert (found.width, found.height, len(found.tiles)) == (700, 500, 6)
     assert found.tiles[1].x == 250
+    assert all(one.interval for one in found.tiles)
+    runtime = client.model()["runtime"]
+    answer = client.predict(IMAGES)
+    assert isinstance(answer, Answer)
+    assert runtime == found.runtime == answer.runtime
+    assert runtime["precision"] == "fp32"
     assert client.inspect_map(encoded(wall()))[:4] == b"\x89PNG"
     assert client.inspect_map(encoded(wall()), form="geojson").startswith(b'{"type":"FeatureCollection"')
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "state=lost", "before="])
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "state=lost", "before=", "status=done", "limit=1&limit=2"])
 def test_a_wrong_query_is_a_422(app: Any, query: str) -> None:
     assert Plain(app, app.state.token).get(f"/v1/jobs?{query}").status_code == 422
 
@@ -237,6 +245,60 @@ def test_a_wrong_query_is_a_422(app: Any, query: str) -> None:
 @pytest.mark.parametrize("query", ["images=0", "images=x", "colour=red", "shots=1&shots=2", "shots=-1", "fallback=statevector"])
 def test_a_wrong_estimate_is_a_422(app: Any, query: str) -> None:
     assert Plain(app, app.state.token).get(f"/v1/estimate?{query}").status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/estimate"])
+def test_too_many_fields_in_a_query_are_a_400_as_documented(app: Any, path: str) -> None:
+    assert Plain(app, app.state.token).get(f"{path}?{'&'.join(f'f{number}=1' for number in range(33))}").status_code == 400
+    assert "400" in app.openapi()["paths"][path]["get"]["responses"]
+
+
+def test_a_job_that_is_kept_is_not_answered_as_late(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its client would send it again, and pay twice."""
+    add, added = JobStore.add, threading.Event()
+
+    def slowly(self: JobStore, *values: Any) -> Any:
+        added.set()
+        time.sleep(deadline_s)
+        return add(self, *values)
+
+    monkeypatch.setattr(JobStore, "add", slowly)
+    for deadline_s in (0.5, 5, 45):
+        answer = Plain(app, app.state.token).post("/v1/jobs", **body(PHOTOS[:1], deadline_s=str(deadline_s)))
+        if added.is_set():  # else this machine was too busy to come so far
+            break
+    assert answer.status_code == 202, answer.text
+
+
+def test_waiting_outlasts_a_restart_also_behind_a_proxy(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.client.api._FIRST_PAUSE_S", 0.01)
+    done = client.wait(client.submit(IMAGES), 300)
+    errors = iter([0, 502, 503, 504, 429])
+
+    def ask(identifier: str) -> Job:
+        if (status := next(errors, None)) is not None:
+            raise ApiError(status, "http", "not now")
+        return done
+
+    monkeypatch.setattr(client, "job", ask)
+    assert client.wait(done.id, 300) is done
+
+
+def test_an_answer_that_breaks_off_is_an_error_of_the_client() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ApiError, match="does not answer") as caught:
+            Client(f"http://127.0.0.1:{listening.getsockname()[1]}").model()
+        thread.join()
+    assert (caught.value.status, caught.value.code) == (0, "unreachable")
 
 
 def test_nothing_of_it_is_seen_without_a_key(app: Any) -> None:
@@ -273,7 +335,7 @@ def test_every_answer_of_the_routes_of_jobs_is_as_the_document_says(app: Any, ex
     assert seen["POST /v1/inspect", 200] > 0
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 300) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit

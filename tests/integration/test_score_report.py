@@ -45,7 +45,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "scans"
     folder.mkdir()
     Image.fromarray(pattern(700, 500, 1)).save(folder / NAMES[0])
-    geo = [(33550, "d", 3, (0.5, 0.5, 0.0)), (33922, "d", 6, (0.0, 0.0, 0.0, 10.0, 50.0, 0.0))]
+    geo = [(33550, "d", 3, (0.25, 0.25, 0.0)), (33922, "d", 6, (0.0, 0.0, 0.0, 10.0, 50.0, 0.0))]
     geo += [(34735, "H", 12, (1, 1, 0, 2, 1024, 0, 1, 2, 2048, 0, 1, 4326))]
     tifffile.imwrite(folder / NAMES[1], pattern(400, 300, 2), extratags=[(*tag, True) for tag in geo])
     Image.fromarray(pattern(500, 500, 3)).save(folder / NAMES[2])
@@ -72,13 +72,18 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.fetched: list[str] = []
+        self.links: set[str] = set()
         self.pictures: dict[str, str] = {}
         self.words: list[str] = []
         self.open: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        found = [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag == "a":
+            self.links.update(found)  # fetched where a person wants it
+        else:
+            self.fetched += found
         if tag == "img":
             self.pictures[dict(attrs)["alt"] or ""] = dict(attrs)["src"] or ""
         if tag not in ("meta", "img", "br", "rect", "line"):
@@ -96,12 +101,13 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def test_page_is_whole_and_fetches_nothing(scored: Path) -> None:
+def test_page_is_whole_and_fetches_nothing(scans: Path, scored: Path) -> None:
     text = (scored / "report.html").read_text("utf-8")
     page = Page(text)
     assert not page.open
     assert page.fetched
     assert all(address.startswith("data:image/") for address in page.fetched)
+    assert page.links == {(scans / name).as_uri() for name in NAMES if "copy" not in name}
     assert "<script" not in text
     assert "<i>" not in text
     said = " ".join(" ".join(page.words).split())
@@ -184,8 +190,8 @@ def test_places_on_the_ground_and_in_pixels(scored: Path) -> None:
     assert images["photo.jpg"]["geometry"] == {"type": "Point", "coordinates": [11.25, 48.5]}
     ((outline,), kind) = (images["geo.tif"]["geometry"][key] for key in ("coordinates", "type"))
     assert kind == "Polygon"
-    assert sorted(map(tuple, outline[:4])) == [(10.0, -100.0), (10.0, 50.0), (210.0, -100.0), (210.0, 50.0)]
-    assert signed_area(outline) == 200 * 150  # counter-clockwise
+    assert sorted(map(tuple, outline[:4])) == [(10.0, -25.0), (10.0, 50.0), (110.0, -25.0), (110.0, 50.0)]
+    assert signed_area(outline) == 100 * 75  # counter-clockwise
     results = {image.path: image for image in read_results(scored)}
     for path in (NAMES[0], NAMES[2], NAMES[3], NAMES[1]):
         found = [
@@ -195,7 +201,7 @@ def test_places_on_the_ground_and_in_pixels(scored: Path) -> None:
         for feature in found:
             outer, *holes = feature["geometry"]["coordinates"]
             area = abs(signed_area(outer)) - sum(abs(signed_area(hole)) for hole in holes)
-            assert area == pytest.approx(feature["properties"]["pixels"] * (0.25 if path == "geo.tif" else 1))
+            assert area == pytest.approx(feature["properties"]["pixels"] * (0.0625 if path == "geo.tif" else 1))
 
 
 def test_boxes_for_annotation_tools(scored: Path) -> None:
@@ -283,12 +289,16 @@ def test_truth_of_class_folders(bundle: ModelBundle, tmp_path: Path) -> None:
     assert "misses.png" in done.to_dict()["files"]
 
 
-def test_mask_of_another_size_is_a_problem_not_an_end(scans: Path, scored: Path, bundle: ModelBundle, tmp_path: Path) -> None:
+def test_masks_that_say_nothing_are_problems_not_an_end(scans: Path, scored: Path, bundle: ModelBundle, tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     Image.new("L", (9, 9)).save(tmp_path / "masks" / "geo.png")
+    Image.new("L", (300, 200), 1).save(tmp_path / "masks" / "photo.png")
     outcome = score_folder(scans, bundle.path, tmp_path / "out", TILES)
     found = publish_outcome(outcome, bundle.path, Outputs(truth=tmp_path / "masks", report=False, maps=False)).summary["truth"]
-    assert found["problems"] == ["'geo.tif' has 400 × 300 pixels, its mask 9 × 9"]
+    assert found["problems"] == [
+        "'geo.tif' has 400 × 300 pixels, its mask 9 × 9",
+        "'photo.jpg': its mask 'photo.png' is all but black (no value above 1 of 255); save masks with 0 and 255",
+    ]
     assert found["without_truth"] == 4
     assert found["images"]["precision"] == {"value": None, "interval": None}
 
@@ -323,9 +333,25 @@ def test_nothing_is_made_twice_and_what_was_made_is_remembered(scans: Path, bund
         "coco.json",
     )
     assert (out / "report.html").stat().st_mtime_ns == before
-    (out / "report.html").unlink()
-    publish(out, bundle, Outputs(maps=False))
-    assert (out / "report.html").exists()
+    for name in ("report.html", "coco.json"):
+        (out / name).unlink()
+        publish(out, bundle, Outputs(maps=False))
+        assert (out / name).exists()
+
+
+def test_an_output_folder_may_have_any_name_and_progress_is_told(
+    scans: Path, bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(sys.modules["serving.report.publish"], "_TELL_SECONDS", 0.0)
+    told: list[str] = []
+    outcome = publish_outcome(
+        score_folder(scans, bundle.path, tmp_path / "o\udcff"), bundle.path, Outputs(report=False, parquet=True), tell=told.append
+    )
+    assert "scores.parquet" in outcome.made
+    with (outcome.out / "scores.parquet").open("rb") as file:
+        assert parquet.read_table(file).num_rows == len(NAMES)
+    assert told == [f"report and maps: {number} of 6 images" for number in range(1, 7)]
 
 
 def test_what_cannot_be_made_is_refused_before_anything_is_scored(
@@ -360,6 +386,7 @@ def test_screen_and_summary_tell_the_truth(scans: Path, scored: Path, bundle: Mo
     assert answer.exit_code == 3, answer.stderr
     assert "truth of tiles" in answer.stdout
     assert "recall 1.000 (" in answer.stdout
+    assert re.search(r"without truth +│ 2 answers have no counterpart there", answer.stdout)
     assert not (tmp_path / "out" / "report.html").exists()
     kept = CliRunner().invoke(main, [*options[:5], "--resume", "--report", "--json"])  # the truth is remembered
     assert json.loads(kept.stdout)["truth"]["tiles"]["recall"]["value"] == 1.0

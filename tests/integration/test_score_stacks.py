@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 import tifffile
 from click.testing import CliRunner
-from PIL import Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from hqtl_common import ModelBundle, PreprocessSpec
 from hqtl_common.errors import ConfigError
@@ -400,6 +400,36 @@ class TestReport:
             ("e.tif", 1),
             ("a.png", None),
         }
+
+    @pytest.mark.parametrize(("request_", "isolated"), [(Request(every="1"), False), (Request(every="1", tiles=32), True)])
+    def test_says_when_and_where_a_video_was_taken(self, bundle: ModelBundle, tmp_path: Path, request_: Request, isolated: bool) -> None:
+        (tmp_path / "films").mkdir()
+        about = {"creation_time": "2025-03-04T05:06:07Z", "location": "-33.8568+151.2153/"}
+        write_film(tmp_path / "films" / "a #1.mp4", pictures(2), "libx264", "yuv420p", rate=2, about=about)
+        score_folder(tmp_path / "films", bundle.path, tmp_path / "out", request_, isolated=isolated)
+        assert [(row["taken"], row["longitude"], row["latitude"], row["width"], row["time_s"]) for row in rows_of(tmp_path / "out")] == [
+            ("2025-03-04T05:06:07+00:00", 151.2153, -33.8568, 64, 0.0),
+            ("2025-03-04T05:06:07+00:00", 151.2153, -33.8568, 64, 0.5),
+        ]
+        publish(tmp_path / "out", bundle, Outputs(maps=False))
+        points = json.loads((tmp_path / "out" / "results.geojson").read_text())["features"]
+        assert [point["geometry"]["coordinates"] for point in points] == [[151.2153, -33.8568]] * 2
+        page = (tmp_path / "out" / "report.html").read_text("utf-8")
+        address = (tmp_path / "films" / "a #1.mp4").as_uri()
+        assert f'<a href="{address}">a #1.mp4, frame 0' in page
+        assert f'<a href="{address}#t=0.5">a #1.mp4, frame 1' in page
+
+    def test_says_where_a_file_of_pages_was_taken(self, bundle: ModelBundle, tmp_path: Path) -> None:
+        (tmp_path / "scans").mkdir()
+        about = TiffImagePlugin.ImageFileDirectory_v2()
+        about[ExifTags.IFD.GPSInfo] = {1: "S", 2: (33.0, 30.0, 0.0), 3: "W", 4: (70.0, 15.0, 0.0)}
+        first, *others = map(Image.fromarray, pictures(2))
+        first.save(tmp_path / "scans" / "a.tif", save_all=True, append_images=others, tiffinfo=about)
+        score_folder(tmp_path / "scans", bundle.path, tmp_path / "out")
+        assert [(row["part"], row["longitude"], row["latitude"]) for row in rows_of(tmp_path / "out")] == [
+            (0, -70.25, -33.5),
+            (1, -70.25, -33.5),
+        ]
 
     def test_one_video_does_not_fill_the_page(self, bundle: ModelBundle, tmp_path: Path) -> None:
         (tmp_path / "films").mkdir()

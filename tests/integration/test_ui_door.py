@@ -50,10 +50,11 @@ def predictor(bundle: ModelBundle, keys_file: Path, token: str) -> Iterator[Pred
 
 
 @pytest.fixture(scope="module")
-def app(predictor: Predictor, token: str) -> Any:
+def app(predictor: Predictor, token: str) -> Iterator[Any]:
     app = create_app(predictor, open_ring(predictor.settings))
     assert Client(app).get(HOME, headers=with_key(token)).status_code == 200  # waits until the page is there
-    return app
+    yield app
+    app.state.inspector.close()
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,10 @@ class TestDoor:
         assert run(client, token, "", origin="https://evil.example").status_code == 403
         assert client.post("/ui/login", data={"key": token}, headers={"origin": "null"}).status_code == 403
         assert run(client, token, "", origin="http://[::1").status_code == 403
+
+    def test_a_call_is_json_whatever_its_sender_says(self, client: Client, token: str) -> None:
+        answer = run(client, token, "", "statevector", 0, "none", 0, "", **{"content-type": "text/plain"})
+        assert "choose a photograph first" in answer.json()["data"][0]
 
     @pytest.mark.parametrize("path", ["/ui/", "/ui/theme.css", "/ui/config", "/ui/nowhere"])
     def test_every_answer_keeps_the_browser_here(self, client: Client, token: str, path: str) -> None:

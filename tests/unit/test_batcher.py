@@ -24,7 +24,7 @@ class Function:
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         self.running.set()
-        assert self.open.wait(30)
+        assert self.open.wait(300)
         self.sizes.append(len(rows))
         if (rows < 0).any():
             raise ValueError("negative")
@@ -48,14 +48,18 @@ def rows(*values: float) -> np.ndarray:
     return np.array(values)[:, None]
 
 
-async def behind_a_running_batch(function: Function, batcher: Batcher, *calls: Callable[[], Awaitable[Any]]) -> list[Any]:
-    """Start ``calls`` while the thread is busy, so that all of them wait; give their results or errors."""
+async def behind_a_running_batch(
+    function: Function, batcher: Batcher, *calls: Callable[[], Awaitable[Any]], until: Callable[[], bool] = lambda: True
+) -> list[Any]:
+    """Start ``calls`` while the thread is busy, so that all of them wait, until something is so; give their results or errors."""
     function.open.clear()
     function.running.clear()
     first = asyncio.create_task(batcher(rows(0)))
-    await asyncio.to_thread(function.running.wait, 30)
+    await asyncio.to_thread(function.running.wait, 300)
     tasks = [asyncio.ensure_future(call()) for call in calls]
     await asyncio.sleep(0.05)
+    while not until():
+        await asyncio.sleep(0.01)
     function.open.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     await first
@@ -106,11 +110,14 @@ def test_an_error_stays_with_its_cause(function: Function, batcher: Batcher) -> 
 
 
 def test_who_has_gone_is_not_computed(function: Function, batcher: Batcher) -> None:
+    left: list[bool] = []
+
     async def gone() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(batcher(rows(7, 7)), 0.01)
+        left.append(True)
 
-    asyncio.run(behind_a_running_batch(function, batcher, gone, lambda: batcher(rows(1))))
+    asyncio.run(behind_a_running_batch(function, batcher, gone, lambda: batcher(rows(1)), until=lambda: bool(left)))
     assert function.sizes == [1, 1]
 
 

@@ -94,6 +94,18 @@ def test_longer_lists_keep_the_names() -> None:
     assert set(short) < set(names(make_runs(config(grid={"num_layers": [1, 2]}, seeds=3))))
 
 
+def test_what_could_not_run_can_be_left_out() -> None:
+    grid = {"num_layers": [1, 9], "ansatz": ["commuting", "real_amplitudes"]}
+    with pytest.raises(ConfigError, match="num_layers=9,ansatz=commuting: num_layers must be at most 2"):
+        make_runs(config(grid=grid))
+    left = make_runs(config(grid=grid, exclude=[{"num_layers": 9, "ansatz": "commuting", "embedding": "angle"}]))
+    assert [(run.config.num_layers, run.config.ansatz) for run in left] == [
+        (1, "commuting"),
+        (1, "real_amplitudes"),
+        (9, "real_amplitudes"),
+    ]
+
+
 def test_every_bad_combination_is_named_before_anything_runs() -> None:
     with pytest.raises(ConfigError) as caught:
         make_runs(config(grid={"num_layers": [0, 1], "entangler": ["pairwise", "ring"]}))

@@ -120,6 +120,15 @@ class TestSurvey:
         answer = found.to_dict()
         assert (answer["images"], answer["label_conflicts"], answer["across_sources"]) == (24, 1, 0)
 
+    def test_equal_files_in_a_set_that_only_looks_the_same_stay_equal(self, root: Path) -> None:
+        save(root, {"b/alike.jpg": again(patch(0), 70)})
+        (found, _) = survey(root).duplicates
+        assert (found.kind, found.files, found.repeated) == ("near", ("a/00.png", "a/same.png", "b/alike.jpg"), 1)
+        torn = [leak for seed in range(9) for leak in survey(root, "50/25/25", seed=seed).leaks]
+        assert ("identical", "a/00.png", "a/same.png") in torn
+        assert ("near", "a/same.png", "b/alike.jpg") in torn
+        assert ("identical", "a/same.png", "b/alike.jpg") not in torn
+
     def test_leakage_is_looked_for_across_the_split_that_training_makes(self, root: Path) -> None:
         torn = {seed: survey(root, "50/25/25", seed=seed).leaks for seed in range(6)}
         assert ("near", "a/01.png", "b/again.jpg") in [leak for leaks in torn.values() for leak in leaks]

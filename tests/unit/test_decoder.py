@@ -24,9 +24,10 @@ from serving import decoder_process
 from serving.decoder import DecoderPool
 from serving.decoder_process import Job, check_and_preprocess
 from serving.errors import NotReadyError, TooLargeError
+from tests.hostile import endless
 
 SPEC = PreprocessSpec(size=16)
-JOB = Job(SPEC, max_bytes=100_000, max_pixels=10_000, timeout_s=5.0)
+JOB = Job(SPEC, max_bytes=100_000, max_pixels=10_000, timeout_s=60.0)
 
 
 def encoded(kind: str = "PNG", size: tuple[int, int] = (20, 10), mode: str = "RGB", **options: object) -> bytes:
@@ -58,9 +59,17 @@ def pool(deaths: list[str]) -> Iterator[DecoderPool]:
 
 
 def children(pool: DecoderPool) -> list[psutil.Process]:
-    found = psutil.Process(pool.process_id).children()
-    assert len(found) == 2
+    """Both; the place of one that has died is taken soon."""
+    found: list[psutil.Process] = []
+    while len(found) != 2:
+        found = [child for child in psutil.Process(pool.process_id).children() if is_alive(child)]
     return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 MODES = {
@@ -79,15 +88,15 @@ def test_the_pixels_are_those_of_the_library(pool: DecoderPool, kind: str, mode:
         expected = preprocess(data, SPEC)
     except InputError as error:
         with pytest.raises(type(error)):
-            pool.submit(data).result(30)
+            pool.submit(data).result(300)
     else:
-        np.testing.assert_array_equal(pool.submit(data).result(30), expected)
+        np.testing.assert_array_equal(pool.submit(data).result(300), expected)
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "tiff_deflate"])
 def test_compressed_tiffs_need_nothing_that_a_decoder_must_not_open(pool: DecoderPool, compression: str) -> None:
     data = encoded("TIFF", compression=compression)
-    np.testing.assert_array_equal(pool.submit(data).result(30), preprocess(data, SPEC))
+    np.testing.assert_array_equal(pool.submit(data).result(300), preprocess(data, SPEC))
 
 
 WRONG = [
@@ -109,7 +118,7 @@ WRONG = [
 @pytest.mark.parametrize(("data", "error", "message"), WRONG)
 def test_what_cannot_be_used_is_rejected_with_its_reason(pool: DecoderPool, data: bytes, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
-        pool.submit(data).result(30)
+        pool.submit(data).result(300)
     assert type(caught.value) is error
 
 
@@ -126,7 +135,7 @@ def test_damaged_bytes_are_judged_as_in_this_process(pool: DecoderPool, kind: st
         with contextlib.suppress(InputError):
             here = check_and_preprocess(bytes(data), SPEC, JOB.max_pixels)
         with contextlib.suppress(InputError):
-            there = pool.submit(data).result(30)
+            there = pool.submit(data).result(300)
         assert (here is None) == (there is None)
         assert here is None or np.array_equal(here, there)
     assert deaths[before:] == []
@@ -157,23 +166,22 @@ class TestDeath:
         old = children(pool)
         for child in old:
             child.send_signal(number)
-        assert all(future.result(30).shape == (3, 16, 16) for future in [pool.submit(encoded()) for _ in range(8)])
+        while any(map(is_alive, old)):
+            time.sleep(0.01)
+        assert all(future.result(300).shape == (3, 16, 16) for future in [pool.submit(encoded()) for _ in range(8)])
         assert not {child.pid for child in old} & {child.pid for child in children(pool)}
 
     def test_of_a_child_at_work_costs_one_image(self, deaths: list[str]) -> None:
-        # 2 s of work in one process; it dies of the timer, as it would of an endless loop in C
-        slow = Job(PreprocessSpec(size=8), 10_000_000, 25_000_000, timeout_s=0.1)
+        # it dies of the timer, as it would of an endless loop in C
+        slow = Job(PreprocessSpec(size=8), 10_000_000, 25_000_000, timeout_s=2.0)
         pool = DecoderPool(slow, 1, deaths.append)
         pool.wait_ready()
-        before, started = len(deaths), time.monotonic()
-        buffer = io.BytesIO()
-        Image.new("RGBA", (4900, 4900)).save(buffer, "PNG", compress_level=1)
-        futures = [pool.submit(data) for data in (encoded(), buffer.getvalue(), encoded())]
-        with pytest.raises(ImageDecodeError, match=r"could not be decoded: it took more than 0\.1 s"):
-            futures[1].result(30)
-        assert [futures[k].result(30).shape for k in (0, 2)] == [(3, 8, 8)] * 2
+        before = len(deaths)
+        futures = [pool.submit(data) for data in (encoded(), endless(), encoded())]
+        with pytest.raises(ImageDecodeError, match=r"could not be decoded: it took more than 2 s"):
+            futures[1].result(300)
+        assert [futures[k].result(300).shape for k in (0, 2)] == [(3, 8, 8)] * 2
         assert deaths[before:] == ["SIGALRM"]
-        assert time.monotonic() - started < 5
         pool.close()
 
     def test_of_the_nursery_is_mended(self, pool: DecoderPool) -> None:
@@ -181,7 +189,7 @@ class TestDeath:
         family = [psutil.Process(old), *children(pool)]
         for process in family:
             process.kill()
-        assert all(future.result(60).shape == (3, 16, 16) for future in [pool.submit(encoded()) for _ in range(8)])
+        assert all(future.result(300).shape == (3, 16, 16) for future in [pool.submit(encoded()) for _ in range(8)])
         assert pool.process_id != old
 
 
@@ -199,7 +207,8 @@ class TestConfinement:
     )
     def test_it_opens_nothing_and_takes_no_more_memory_than_allowed(self, attempt: str, expected: str) -> None:
         read, write = os.pipe()
-        if os.fork() == 0:
+        child = os.fork()
+        if child == 0:
             try:
                 decoder_process._confine(JOB)
                 eval(attempt, {"os": os, "socket": socket})
@@ -209,7 +218,7 @@ class TestConfinement:
         os.close(write)
         with open(read) as file:
             assert file.read().startswith(expected)
-        os.wait()
+        os.waitpid(child, 0)
 
     def test_its_environment_holds_no_secret(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("QISKIT_IBM_TOKEN", "secret")
@@ -227,9 +236,9 @@ def test_nothing_is_left_when_the_pool_closes() -> None:
     family = [psutil.Process(pool.process_id), *children(pool)]
     for process in family:
         process.send_signal(signal.SIGTERM)  # meant for the service; circus sends it to all
-    assert pool.submit(encoded()).result(30).shape == (3, 16, 16)
+    assert pool.submit(encoded()).result(300).shape == (3, 16, 16)
     pool.close()
-    assert psutil.wait_procs(family, timeout=5)[1] == []
+    assert psutil.wait_procs(family, timeout=120)[1] == []
 
 
 def test_processes_that_do_not_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

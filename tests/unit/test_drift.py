@@ -41,10 +41,12 @@ def test_a_calibration_that_changes_scores_leaves_no_reference(tmp_path: object,
 def test_drift_is_the_running_mean_less_the_reference() -> None:
     metrics = Metrics("0", {"score": 0.4, "positive": 0.5})
     scores = np.random.default_rng(0).uniform(0, 1, 5000)
-    mean = scores[0]
-    for score in scores:
+    mean = 0.0
+    for number, score in enumerate(scores, 1):
         metrics.answered(answer(float(score), label="crack" if score > 0.5 else "no_crack", review=["close"] * int(score < 0.25)), "crack")
-        mean += (score - mean) / 500
+        mean += (score - mean) / min(number, 500)
+        if number == 200:
+            assert value(metrics, 'hqtl_recent_mean{quantity="score"}') == pytest.approx(scores[:200].mean())
     assert value(metrics, 'hqtl_recent_mean{quantity="score"}') == pytest.approx(mean)
     assert value(metrics, 'hqtl_drift{quantity="score"}') == pytest.approx(mean - 0.4)
     assert value(metrics, 'hqtl_drift{quantity="positive"}') == pytest.approx(0.0, abs=0.1)

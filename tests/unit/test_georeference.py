@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hqtl_common.errors import ConfigError, InputError
+from hqtl_common.errors import ConfigError, ImageDecodeError, InputError
 from hqtl_common.georeference import GeoReference, read_georeference
 from hqtl_common.rasters import open_raster
 
@@ -93,6 +93,44 @@ def test_holes_of_a_sparse_file_are_empty(tmp_path: Path) -> None:
 def test_a_system_that_does_not_serve_is_refused(crs: str | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         GeoReference(NORTH_UP, crs).lonlat([(0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("transform", "crs", "message"),
+    [
+        (NORTH_UP, 'LOCAL_CS["bridge deck",UNIT["metre",1]]', "cannot be converted"),
+        ((1, 0, 1e20, 0, -1, 5), "EPSG:32633", "cannot be converted|no places on the earth"),
+        (NORTH_UP, "EPSG:4326", "no places on the earth"),
+    ],
+)
+def test_coordinates_that_are_nowhere_are_refused(transform: tuple[float, ...], crs: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        GeoReference(transform, crs).lonlat([(0, 0), (300, 300)])
+
+
+def test_an_image_across_the_180th_meridian_stays_in_one_piece() -> None:
+    found = GeoReference((1, 0, 165_900, 0, -1, 100_000), "EPSG:32601").lonlat([(0, 0), (1000, 0), (1000, 900), (0, 900)])
+    assert [longitude for longitude, _ in found] == pytest.approx([179.9985, 180.0075, 180.0075, 179.9985], abs=1e-4)
+
+
+def test_a_system_without_a_number_of_a_file_with_an_odd_name(tmp_path: Path) -> None:
+    path = geotiff(tmp_path / "a.tif", NORTH_UP, "+proj=tmerc +lat_0=1 +lon_0=9 +ellps=bessel")
+    odd = path.rename(tmp_path / "n\udcff\n.tif")
+    found = reference_of(odd)
+    assert found is not None
+    assert "Transverse_Mercator" in (found.crs or "")
+
+
+@pytest.mark.parametrize("place", [float("nan"), float("inf"), -1e300])
+def test_a_position_that_is_no_number_is_none(place: float) -> None:
+    assert read_georeference({"ModelPixelScale": [2, 2, 0], "ModelTiepoint": [0, 0, 0, place, 50, 0]}, Path()) is None
+
+
+def test_damaged_tags_are_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = geotiff(tmp_path / "a.tif", NORTH_UP, "EPSG:32632")
+    monkeypatch.setattr("hqtl_common.tiff_windows.read_georeference", lambda tags, path: tags["ModelTransformation"])
+    with pytest.raises(ImageDecodeError, match="damaged"):
+        reference_of(path)
 
 
 def test_without_rasterio_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
@@ -130,6 +131,14 @@ def test_a_bundle_is_explained_as_its_run(finished_run: Path, exported_bundle: P
     (by_bundle,), _ = explain(exported_bundle, images, tmp_path / "bundle", target="crack")
     np.testing.assert_allclose(by_bundle.heat, by_run.heat, atol=1e-3)
     np.testing.assert_allclose(by_bundle.expvals, by_run.expvals, atol=1e-4)
+
+
+def test_a_map_without_heat_is_called_so(finished_run: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("training.explain.heat_maps", lambda found, spec: torch.zeros(1, spec.size, spec.size))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: titles.extend(axes.get_title() for axes in figure.axes))
+    explain(finished_run, [next((photographs / "crack").iterdir())], tmp_path / "why", target="crack")
+    assert "nothing on the map speaks for crack" in titles
 
 
 def test_what_cannot_be_explained_is_said(finished_run: Path, photographs: Path, tmp_path: Path) -> None:

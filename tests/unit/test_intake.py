@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-import time
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -89,7 +89,8 @@ def test_an_error_of_the_body_ends_the_reading(intake: Intake) -> None:
 
 def test_few_encoded_images_are_held_at_a_time(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
     taken, decode = 0, intake.pool._decode
-    monkeypatch.setattr(intake.pool, "_decode", lambda data: time.sleep(0.05) or decode(data))
+    go = threading.Event()
+    monkeypatch.setattr(intake.pool, "_decode", lambda data: go.wait() and decode(data))
 
     async def many() -> AsyncIterator[Part]:
         nonlocal taken
@@ -99,8 +100,12 @@ def test_few_encoded_images_are_held_at_a_time(intake: Intake, monkeypatch: pyte
 
     async def main() -> tuple[int, PredictRequest]:
         reading = asyncio.create_task(intake.read(many()))
-        await asyncio.sleep(0.02)
-        return taken, await reading
+        while taken < 5:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # time to take more
+        held = taken
+        go.set()
+        return held, await reading
 
     held, request = asyncio.run(main())
     assert held == 2 * 2 + 1  # two for each process, and the one that waits

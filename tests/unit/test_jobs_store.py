@@ -276,6 +276,25 @@ class Idle:
         """Nothing waits here."""
 
 
+def test_what_is_asked_often_does_not_read_through_all_jobs(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    connect = sqlite3.connect
+
+    def listen(*values: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*values, **options)
+        connection.set_trace_callback(asked.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", listen)
+    store.counts(), store.to_cancel(), store.to_tell(), store.take("v1", True), store.spent("key", 0.0), store.of("key")
+    monkeypatch.undo()
+    found = [one for one in asked if one.startswith("SELECT")]
+    assert len(found) == 6
+    with closing(connect(store.path)) as connection:
+        steps = [step for one in found for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {one}")]
+    assert all("USING INDEX" in step or "USING COVERING INDEX" in step for step in steps), steps
+
+
 def test_one_of_several_takes_jobs_up_and_the_next_when_it_has_gone(store: JobStore) -> None:
     works = [Idle(), Idle()]
     runners = [Runner(JobStore(store.path, 100), work, Metrics("0"), 2, 1e6) for work in works]
@@ -340,7 +359,24 @@ def test_what_came_of_a_job_is_written_later_where_it_cannot_be_now(store: JobSt
     assert (len(tries), store.get(job.id).state) == (2, {"finish": "done", "fail": "failed"}[call])
 
 
-def until(condition: Any, seconds: float = 10) -> None:
+def test_closing_waits_for_who_tells(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.jobs.runner._END_S", 300.0)
+    telling, go = threading.Event(), threading.Event()
+
+    def hook(job: Job) -> None:
+        telling.set()
+        assert go.wait(300)
+
+    runner = Runner(store, Idle(), Metrics("0"), 2, 1e6, hook)
+    runner.start()
+    job = add(store, webhook="https://w/")
+    assert telling.wait(300)
+    threading.Timer(0.2, go.set).start()
+    runner.close()
+    assert store.get(job.id).hook == "delivered"
+
+
+def until(condition: Any, seconds: float = 300) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit

@@ -186,7 +186,9 @@ class TestCommand:
         shown = self.run(path, "list", "--json")
         assert [(one["name"], one["state"]) for one in json.loads(shown)] == [("line 3", "good")]
         assert "sha256" not in shown
-        assert key.sha256 not in self.run(path, "list")
+        table = self.run(path, "list")
+        assert key.sha256 not in table
+        assert all(word in table for word in (key.id, "stat*", "100", "2999-01-02")), "nothing is cut off"
         self.run(path, "revoke", key.id)
         assert json.loads(self.run(path, "list", "--json"))[0]["state"] == "revoked"
 
@@ -196,6 +198,8 @@ class TestCommand:
 
     def test_wrong_use(self, path: Path) -> None:
         assert "exclude each other" in self.run(path, "add", "x", "--no-backends", "--backend", "a", code=2)
+        for words in (("",), ("a" * 101,), ("x", "--backend", ""), ("x", "--qpu-seconds-per-day", "nan")):
+            assert "Error: " in self.run(path, "add", *words, code=2)
         assert "there is no file of keys" in self.run(path, "list", code=1)
         self.run(path, "add", "x")
         assert "there is no key 'abc'" in self.run(path, "revoke", "abc", code=1)

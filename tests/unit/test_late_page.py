@@ -21,7 +21,7 @@ def make_app(work: threading.Event, problem: Exception | None = None) -> tuple[C
 
     def make() -> None:
         made.append(threading.current_thread().name)
-        assert work.wait(60)
+        assert work.wait(300)
         if problem:
             raise problem
         app.router.routes.append(Route("/ui/", lambda _: PlainTextResponse("the page")))

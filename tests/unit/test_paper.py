@@ -305,7 +305,7 @@ def test_page_is_one_file_that_escapes_names(tmp_path: Path) -> None:
     (tmp_path / "figure9.svg").write_text("<svg/>")
     session = {"date": "2026-01-01", "hqtl": "0", "python": "3", "packages": {"torch": "2"}, "platform": "p", "processor": "c", "cores": 2,
                "workers": 2, "seconds": 60.0, "cpu_seconds": 90.0}  # fmt: skip
-    splits = {"70/15/15": {"counts": {name: {"crack": 1, "no_crack": 2} for name in ("train", "val", "test")}}}
+    splits = {"70/15/15": {"counts": {name: {"crack": 1, "no_crack": 2} for name in ("train", "val", "test")}, "leaked": 4}}
     write_page(tmp_path, protocol, [figure9.describe(json.loads(json.dumps(values)))], [session], splits)
     page = (tmp_path / "index.html").read_text()
     assert "<b>photos" not in page
@@ -318,6 +318,7 @@ def test_page_is_one_file_that_escapes_names(tmp_path: Path) -> None:
     assert "nothing on this page ran on quantum hardware" in page
     assert "ImageNet weights could not be had for vgg16" in page
     assert "506 / 350" in page, "the paper's table 4"
+    assert "At 70/15/15, 4 images of the validation and test split are byte for byte equal" in page
 
 
 def test_an_ungrouped_set_is_named() -> None:

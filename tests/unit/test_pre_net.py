@@ -76,6 +76,6 @@ def test_onnx_gives_the_same_angles(embedding: str) -> None:
     features[0] = 0
     data = to_onnx(pre_net, torch.zeros(2, 6), "features", "angles")
     (found,) = onnxruntime.InferenceSession(data).run(None, {"features": features.numpy()})
-    np.testing.assert_allclose(found, pre_net(features).detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(found, pre_net(features).detach().numpy(), atol=5e-6)
     twin = load_initializers(PreNet(6, spec), data)
     assert torch.equal(twin(features), pre_net(features))

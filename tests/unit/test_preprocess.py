@@ -7,10 +7,12 @@ import os
 import struct
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, TiffImagePlugin
@@ -140,6 +142,13 @@ def test_extremes_of_a_sixteen_bit_picture_do_not_stretch_it(tags: dict[int, int
 def test_values_beyond_the_declared_range_are_clipped() -> None:
     got = preprocess(tiff(RAMP.astype(np.float32), {340: 1000.0, 341: 2000.0}), RAW)
     assert (got.min(), got.max()) == (0, 1)
+
+
+def test_a_tiff_that_cannot_be_read_is_not_called_something_else() -> None:
+    data = io.BytesIO()
+    tifffile.imwrite(data, RAMP.astype(np.float64))
+    with pytest.raises(ImageDecodeError, match="the TIFF file is damaged, or of a kind that cannot be read; save it as"):
+        open_image(data.getvalue())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -273,10 +282,10 @@ def test_many_pages_are_refused_without_visiting_them() -> None:
         open_image(pages)
     page = raw_tiff(b"", bits=8)[8:]
     chain = b"".join(page[:-4] + struct.pack("<I", 8 + len(page) * (k + 1)) for k in range(20_000))
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(ImageDecodeError, match="several pages"):
         open_image(b"II*\0" + struct.pack("<I", 8) + chain)
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
@@ -384,17 +393,15 @@ def test_path_of_any_bytes(tmp_path: Path) -> None:
     str(caught.value).encode()  # fit for a log or a JSON file
 
 
-@pytest.mark.timeout(10)
-def test_what_is_no_file_is_refused_at_once_and_leaks_nothing(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused_at_once_and_leaks_nothing(tmp_path: Path, open_files: Callable[[], list[str]]) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     for name in ("pipe", ".", "missing.png", "loop", "nul\0byte"):
         with pytest.raises(InputError, match=r"not a regular file|cannot read"):
             preprocess(f"{tmp_path}/{name}")
     with pytest.raises(InputError):
         preprocess("/dev/zero")
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert open_files() == []
 
 
 def test_large_file_is_refused_before_reading(tmp_path: Path) -> None:

@@ -115,6 +115,17 @@ def test_desk_keeps_questions_and_answers_until_they_are_done() -> None:
     asyncio.run(talk())
 
 
+def test_desk_passes_on_how_far_workers_are() -> None:
+    async def talk() -> None:
+        desk = Desk()
+        first = asyncio.ensure_future(desk.told())
+        await desk.tell(32, "tile")
+        await desk.tell(7, "frame")
+        assert [await first, await desk.told()] == [(32, "tile"), (7, "frame")]
+
+    asyncio.run(talk())
+
+
 def test_desk_gives_up_files_that_kill_every_worker() -> None:
     async def talk() -> dict[str, Any]:
         desk = Desk()
@@ -164,7 +175,7 @@ class FakeRay:
 
     def __init__(self, question: dict[str, Any]) -> None:
         self.question, self.said = question, {}
-        self.asked = self.answer = self
+        self.asked = self.answer = self.told = self
         self.calls = 0
 
     def remote(self, chunk: int, answer: dict[str, Any] | None = None) -> Any:
@@ -205,6 +216,37 @@ def test_a_worker_scores_a_chunk(photos: Path, bundle: ModelBundle, head: bool) 
     np.testing.assert_allclose(angles, expected.angles, atol=1e-6)
     if found.result is not None:
         np.testing.assert_allclose(found.result.expvals, expected.expvals, atol=1e-12)  # the same draws
+
+
+def test_a_worker_tells_how_far_it_is_within_a_file(photos: Path, bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.scoring.ray_worker._TELL_SECONDS", 0.0)
+    np.save(photos / "cube.npy", np.zeros((3, 20, 20), np.uint8))
+    batch = dataclasses.asdict(Batch(0, (b"cube.npy",), True, 9)) | {"paths": [b"cube.npy".hex()]}
+    worker, told = Worker(json.loads(job_of(run_of(photos, bundle), head=False))), []
+    try:
+        worker.score(
+            {"number": 0, "batches": [batch]},
+            lambda _, question: {"hashes": question["hashes"], "firsts": [None]},
+            lambda *progress: told.append(progress),
+        )
+    finally:
+        worker.close()
+    assert told == [(1, "slice"), (2, "slice"), (3, "slice")]
+
+
+def test_what_workers_tell_reaches_the_run_until_the_desk_goes(photos: Path, bundle: ModelBundle) -> None:
+    told, shown = [(32, "tile"), (7, "frame")], []
+
+    class Told(FakeRay):
+        def remote(self, *_: Any) -> Any:
+            return told.pop(0)
+
+    reporter = Silent()
+    reporter.within = lambda *progress: shown.append(progress)  # type: ignore[method-assign]
+    fake = Told({})
+    with pytest.raises(IndexError):  # as Ray raises when the desk is gone
+        _Cluster(fake, fake, dataclasses.replace(run_of(photos, bundle), reporter=reporter), "").watch()
+    assert shown == [(32, "tile"), (7, "frame")]
 
 
 def test_a_file_that_changes_meanwhile_is_no_row(photos: Path, bundle: ModelBundle) -> None:

@@ -135,7 +135,7 @@ def dying(function: Callable[..., Any], rng: random.Random, odds: float) -> Call
     return wrapper
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32))
 def test_whatever_dies_or_is_lost_every_request_is_paid_once(tmp_path_factory: pytest.TempPathFactory, clock: Clock, seed: int) -> None:
     rng = random.Random(seed)

@@ -194,6 +194,17 @@ def test_headline_counts_misses_and_alarms() -> None:
     assert headline({**test, "labels": ["a", "b", "c"]}) == "16 of 20 images that it had never seen were answered correctly."
 
 
+def test_leakage_is_said_beside_the_figure(finished_run: Path, tmp_path: Path) -> None:
+    run = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "run")))
+    assert "byte for byte" not in write_report(run.path).read_text("utf-8")
+    recorded = run.data()
+    assert recorded is not None
+    run.write_data({**recorded, "leaked": 3})
+    page = Page(write_report(run.path).read_text("utf-8"))
+    assert "3 images of the validation and test split are byte for byte equal to one that was trained on" in page.text
+    assert "never seen" not in page.text
+
+
 def test_command_repeats_the_options(finished_run: Path, photographs: Path) -> None:
     import shlex
 

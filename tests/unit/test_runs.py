@@ -83,6 +83,10 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     assert not is_run(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"is not a run: there is no config\.json"):
         RunFolder(tmp_path).config()
+    (tmp_path / "several/seed-1").mkdir(parents=True)
+    (tmp_path / "several/seed-1/config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds 1 runs, give one of them, like '.*/several/seed-1'"):
+        RunFolder(tmp_path / "several").config()
     (tmp_path / "config.json").write_text('{"data": "x", "colour": "red"}')
     assert is_run(tmp_path)
     with pytest.raises(ConfigError, match="colour"):
@@ -272,7 +276,7 @@ from pathlib import Path
 from training.runs import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     print(1, flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
     with subprocess.Popen([sys.executable, "-c", holder, str(run.path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

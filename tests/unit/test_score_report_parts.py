@@ -111,6 +111,8 @@ def test_map_is_the_picture_where_nothing_is_suspicious(width: int, height: int)
     np.testing.assert_array_equal(np.asarray(clear)[: picture.height, : picture.width, 1], np.asarray(picture.convert("L")))
     full = draw_map(picture, grid, np.ones(len(grid)), find_regions(grid, np.ones(len(grid), dtype=bool)), "größe 漢", None)
     assert full.size[0] >= 420
+    legend = np.asarray(full)[full.height - (30 if width < 900 else 45) :, 30:]
+    assert (legend.max(axis=2) < 128).sum() > 100, "the words are large enough to be read, below the scale where it is narrow"
     inside = np.asarray(full, dtype=int)[5 : picture.height - 5, 5:40]
     assert (inside[..., 0] - inside[..., 1]).mean() > 20
 

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from serving.scoring.seen import Seen
 from serving.scoring.state import CSV, JSONL, STATE, Position, State, holds_only_a_start, load_state, save_state
 from serving.scoring.storage import locked, open_at, replace_file
 from serving.scoring.tally import Tally, add_chunk
+from serving.scoring.tile_rows import tile_columns
 
 LABELS = ("crack", "no_crack")
 HEAD = HeadSpec()
@@ -278,3 +280,9 @@ def test_options_that_cannot_be_used(bundle: ModelBundle) -> None:
         resolve(Request(batch_size=0), bundle, None)
     with pytest.raises(UnknownBackendError):
         resolve(Request(backend="nope"), bundle, None)
+
+
+def test_the_guide_describes_every_column() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text("utf-8")
+    names = {*csv_columns(("LABEL",), HEAD), *tile_columns(("LABEL",), HEAD)}
+    assert {name for name in names if f"`{name}`" not in guide and not re.search(r"_[1-9]$", name)} == set()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from training.significance import mcnemar, mean_interval, pooled
+from training.significance import mcnemar, mean_interval, pooled, range_of
 
 
 def test_mcnemar_by_hand() -> None:
@@ -47,6 +47,12 @@ def test_interval_is_that_of_the_t_test(values: list[float]) -> None:
     assert found["count"] == len(values)
     if found["std"] > 1e-9:
         assert found["interval"] == pytest.approx(list(stats.ttest_1samp(values, 0).confidence_interval(0.95)), abs=1e-9)
+
+
+def test_an_interval_is_cut_to_the_values_that_can_be() -> None:
+    assert mean_interval([0.98, 1.0], range_of("accuracy"))["interval"] == [pytest.approx(0.863, abs=1e-3), 1.0]
+    assert mean_interval([0.1, 2.0], range_of("test_loss"))["interval"] == [0.0, pytest.approx(13.12, abs=1e-2)]
+    assert mean_interval([0.1, -0.2])["interval"][0] < -1, "a difference has no limits"
 
 
 def test_one_value_has_no_interval() -> None:

@@ -103,6 +103,10 @@ class TestMap:
         blended = blend_map(tile_grid(32, 32, 16), values, cell=4)
         assert blended == pytest.approx(np.kron(values, np.ones((4, 4))))
 
+    def test_a_cell_on_the_border_of_two_tiles_is_of_both(self) -> None:
+        blended = blend_map(tile_grid(200, 100, 100), np.array([0.2, 0.4]), cell=8)[0]
+        assert blended[11:14] == pytest.approx([0.2, 0.3, 0.4])  # the middle of the twelfth is pixel 100
+
     def test_tiles_without_a_value_are_left_to_their_neighbours(self) -> None:
         values = np.array([0.3, np.nan, np.nan, 0.7])
         blended = blend_map(tile_grid(40, 16, 16, 8), values, cell=8)

@@ -60,7 +60,9 @@ def test_a_job(state: str) -> None:
         "state": state,
         "backend_used": None,
         "backend_requested": "ibm:ibm_fez",
+        "images": 1,
         "estimate": {"jobs": 1, "executions": 4000, "qpu_seconds": 3.0},
+        "qpu_seconds": 2.5 if state == "done" else 3.0,
         "position": 2 if state == "waiting" else None,
         "created": "2026-01-01T00:00:00Z",
         "reason": None,
@@ -70,7 +72,15 @@ def test_a_job(state: str) -> None:
     page = show_job(job)
     assert "j&lt;1&gt;" in page
     assert ("2 jobs" in page) == (state == "waiting")
+    assert (">2.5 QPU seconds" if state == "done" else ">about 3.0 QPU seconds") in page
     assert ("81.2 %" in page) == (state == "done")
+
+
+def test_several_images_are_shown_one_after_the_other() -> None:
+    first, second = answer(filename="a<b>.jpg"), answer(filename="c.jpg", probability=0.25, interval=None, expval_stds=None)
+    page = show_answer({**first, "predictions": first["predictions"] + second["predictions"]})
+    assert page.index("a&lt;b&gt;.jpg") < page.index("81.2 %") < page.index("c.jpg") < page.index("25.0 %")
+    assert "on hardware" not in page, "what one image would cost says nothing of a job of several"
 
 
 def test_problems_and_maps() -> None:

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from training.cli.common import FOLDER, JSON_OPTION, PARTLY, PATH, reported
 
 __all__ = ["data", "quickstart"]
+
+_LOOK = {"crack_width", "contrast", "pores", "stain", "grain"}
+_SYNTH_NAMES = {"patches": "patches", "large": "scans (--large)", "volumes": "cubes (--volumes)"}
+_SYNTH_OPTIONS = {
+    "patches": {"out", "seed", "num_images", "masks", "crack_fraction", "size", *_LOOK},
+    "large": {"out", "seed", "large", "count", "cracks", *_LOOK},
+    "volumes": {"out", "seed", "volumes", "num_images"},
+}
 
 
 @click.group()
@@ -116,13 +125,12 @@ def synth(
     **look: Any,
 ) -> None:
     """Generate concrete with pores, stains and thin cracks: labelled patches, whole scans with masks, or cubes."""
+    _check_synth_options("volumes" if volumes else "large" if large else "patches")
     from training.console import progress_bar
 
     if volumes is not None:
         from training.synth_volumes import SynthVolumeSpec, write_volumes
 
-        if large or masks or any(value is not None for name, value in look.items() if name != "size"):
-            raise click.UsageError("--volumes goes with --out, --num-images and --seed only")
         with progress_bar("volumes", num_images, "volumes") as advance:
             write_volumes(out, num_images, seed, spec=SynthVolumeSpec(edge=volumes), progress=advance)
         click.echo(f"{out}: {num_images} volumes of {volumes} × {volumes} × {volumes} voxels")
@@ -135,14 +143,26 @@ def synth(
             write_dataset(out, num_images, seed, spec, crack_fraction, masks, lambda done: advance(1))
         click.echo(f"{out}: {num_images} patches")
         return
-    if masks is not None:
-        raise click.UsageError("scans have their masks in OUT/masks; leave out --masks")
     from training.synth_large import write_scans
 
     width, height = large
     with progress_bar("scans", 2 * height * count, "rows") as advance:
         write_scans(out, width, height, count, seed, spec, cracks, advance)
     click.echo(f"{out}: {count} scans of {width} × {height} pixels in images/, their cracks in masks/")
+
+
+def _check_synth_options(kind: str) -> None:
+    """Refuses what was given and would have no effect.
+
+    Raises:
+        click.UsageError: Such an option.
+    """
+    context = click.get_current_context()
+    foreign = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE} - _SYNTH_OPTIONS[kind]
+    if foreign:
+        names = ", ".join(sorted("--" + name.replace("_", "-") for name in foreign))
+        where = "; scans have their masks in OUT/masks" if kind == "large" and "masks" in foreign else ""
+        raise click.UsageError(f"{names} would have no effect on {_SYNTH_NAMES[kind]}; leave it out{where}")
 
 
 @data.command()

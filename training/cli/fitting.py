@@ -25,6 +25,7 @@ from training.cli.common import (
 __all__ = ["evaluate", "fit"]
 
 _OUTSIDE = ("device", "tensorboard")
+_NEEDS = {"augment_variants": "augment", "backbone_lr": "unfreeze", "backbone_epochs": "unfreeze"}
 
 
 @click.command()
@@ -173,6 +174,9 @@ def _run_and_values(out: Path | None, resume: str | None, values: dict[str, Any]
         raise click.UsageError(f"--resume took {resume!r} as the run folder, but --out names {str(out)!r}; put --resume last or name one")
     if seeds is not None and "seed" in given:
         raise click.UsageError("give --seed or --seeds, not both")
+    for name, needed in _NEEDS.items():
+        if name in given and needed not in given and "data" in given:
+            raise click.UsageError(f"--{name.replace('_', '-')} would have no effect without --{needed}")
     if "data" not in given:
         if resume is None:
             raise click.UsageError("give DATA, the folder of images")

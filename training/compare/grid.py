@@ -20,6 +20,7 @@ __all__ = ["PlannedRun", "make_runs", "refuse", "stacks"]
 _STACKED = {"seed", "lr", "split_seed", "fold"}  # what the runs of one stack may differ in
 _MAX_SHOWN = 20
 _MAX_VALUE = 40
+_DEFAULTS = {name: field.default for name, field in FitConfig.model_fields.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +56,16 @@ def make_runs(config: CompareConfig) -> list[PlannedRun]:
     used: set[int] = set()
     for values in combinations(config):
         varied = {key: labels[values[key]] if key == "data" else values[key] for key in config.varied if key in values}
-        name = _name(varied)
+        name, given = _name(varied), {**config.base, **values}
+        folder = {"data": labels[values["data"]]}
+        excluded = {number for number, table in enumerate(config.exclude, 1) if _matches(table, {**_DEFAULTS, **given, **folder})}
+        used |= excluded
+        if excluded:  # also one that could not run: leaving it out is the way to have its neighbours
+            continue
         try:
-            options = FitConfig.parse({**config.base, **values})
+            runs.append(PlannedRun(name, FitConfig.parse(given), varied))
         except ConfigError as error:
             problems.append((name, str(error)))
-            continue
-        excluded = {number for number, table in enumerate(config.exclude, 1) if _matches(table, options, labels[values["data"]])}
-        used |= excluded
-        if not excluded:
-            runs.append(PlannedRun(name, options, varied))
     problems += [(f"exclude {n}", "leaves out nothing") for n in range(1, len(config.exclude) + 1) if n not in used and not problems]
     problems += [(name, f"is there {count} times") for name, count in Counter(run.name for run in runs).items() if count > 1]
     refuse(problems)
@@ -111,8 +112,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _matches(table: dict[str, Any], options: FitConfig, folder: str) -> bool:
-    values = json.loads(options.model_dump_json()) | {"data": folder}
+def _matches(table: dict[str, Any], values: dict[str, Any]) -> bool:
     return all(values[key] in wanted if isinstance(wanted, list) else values[key] == wanted for key, wanted in table.items())
 
 

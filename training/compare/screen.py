@@ -21,7 +21,7 @@ __all__ = ["print_comparison", "print_planned"]
 
 def print_planned(planned: PlannedComparison) -> None:
     """Every run with what it would take."""
-    table = Table("run", "jobs", "parameter sets", "QPU s", box=None, pad_edge=False)
+    table = Table("run", "jobs", "parameter sets", "QPU s on hardware", box=None, pad_edge=False)
     for run, plan in zip(planned.runs, planned.plans, strict=True):
         table.add_row(Text(run.name), f"{plan['jobs']:,}", f"{plan['parameter_sets']:,}", f"{plan['qpu_seconds']:.1f}")
     STDOUT.print(table)
@@ -53,8 +53,8 @@ def _cells(row: dict[str, Any]) -> Sequence[str]:
         str(row["runs"]),
         f"{row['test_accuracy_mean']:.3f}",
         _range(row["test_accuracy_low"], row["test_accuracy_high"]),
-        f"{row['minus_bottleneck']:+.3f}",
-        f"{row['minus_linear']:+.3f}",
+        f"{row['minus_bottleneck']:+z.3f}",
+        f"{row['minus_linear']:+z.3f}",
         f"{row['seconds_mean']:.1f}",
         f"{row['jobs']:,}",
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from training.compare.options import REPLICATES
-from training.significance import mean_interval
+from training.significance import mean_interval, range_of
 from training.twins import TWINS
 
 __all__ = ["TWIN_NAMES", "standing", "summarise", "verdict"]
@@ -47,7 +47,7 @@ def verdict(row: dict[str, Any], twin: str) -> str:
     points = f"{100 * abs(mean):.1f} percentage points"
     if low is None:
         return f"{points} {'above' if mean >= 0 else 'below'} {TWIN_NAMES[twin]} in one run, which cannot tell a difference from chance"
-    difference = f"difference {100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    difference = f"difference {100 * mean:+z.1f} points, 95 % interval {100 * low:+z.1f} to {100 * high:+z.1f}"
     if (found := standing(row, twin)) == "undecided":
         return f"cannot be told apart from {TWIN_NAMES[twin]} by {row['runs']} runs ({difference})"
     return f"{found} than {TWIN_NAMES[twin]} by {points} ({difference})"
@@ -71,6 +71,6 @@ def _summary(members: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _over_runs(name: str, values: Sequence[float]) -> dict[str, Any]:
-    found = mean_interval(values)
+    found = mean_interval(values, range_of(name))
     low, high = found["interval"] or (None, None)
     return {f"{name}_mean": found["mean"], f"{name}_std": found["std"], f"{name}_low": low, f"{name}_high": high}

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
@@ -242,6 +243,8 @@ class Server(ThreadingHTTPServer):
         self.shutdown()
         self._thread.join()
         for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # also wakes the thread that reads, whatever the client does
             self.shutdown_request(connection)
         self.server_close()
 

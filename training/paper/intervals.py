@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,14 @@ from training import significance
 __all__ = ["mean_interval", "paired_difference", "slope_interval"]
 
 
-def mean_interval(values: Sequence[float]) -> dict[str, Any]:
-    """``mean``, ``low``, ``high`` and ``count`` by Student's t over independent repetitions; a single one has no limits (None)."""
-    found = significance.mean_interval(values)
+def mean_interval(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
+    """``mean``, ``low``, ``high`` and ``count`` by Student's t over independent repetitions; a single one has no limits (None).
+
+    Args:
+        values: One per repetition.
+        within: See :func:`training.significance.mean_interval`.
+    """
+    found = significance.mean_interval(values, within)
     low, high = found["interval"] or (None, None)
     return {"mean": found["mean"], "low": low, "high": high, "count": found["count"]}
 

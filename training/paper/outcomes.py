@@ -13,6 +13,7 @@ from training.paper.intervals import mean_interval, paired_difference
 from training.paper.protocol import Part
 from training.paper.work import part_record
 from training.runs import RunFolder
+from training.significance import range_of
 from training.twins import TWINS
 
 __all__ = ["Outcome", "read_outcome", "summary"]
@@ -64,10 +65,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for figure in ("loss", "accuracy"):
         hybrid = [row[figure] for row in rows]
-        result[figure] = mean_interval(hybrid)
+        result[figure] = mean_interval(hybrid, range_of(figure))
         for twin in TWINS:
             classical = [row[f"{twin}_{figure}"] for row in rows]
-            result[f"{twin}_{figure}"] = mean_interval(classical)
+            result[f"{twin}_{figure}"] = mean_interval(classical, range_of(figure))
             result[f"{figure}_minus_{twin}"] = paired_difference(hybrid, classical)
     return result
 

@@ -43,6 +43,7 @@ def write_page(
         devices=list(DEVICES.values()),
         random=[backbone for backbone, weights in protocol.weights.items() if weights == "none"],
         splits=_split_table(splits),
+        leaked={ratio: found["leaked"] for ratio, found in splits.items() if found.get("leaked")},
         sessions=sessions,
         total=format_seconds(sum(session["seconds"] for session in sessions)),
         total_cpu=format_seconds(sum(session["cpu_seconds"] for session in sessions)),

@@ -177,7 +177,8 @@ def _keep_splits(protocol: Protocol, outcomes: Mapping[str, Outcome], out: Path)
     for outcome in outcomes.values():
         config = outcome.part.configs[0]
         if config.data == protocol.data and config.split_seed is not None:
-            known[config.split] = {"counts": outcome.data[0]["counts"], "sha256": outcome.data[0]["split_sha256"]}
+            data = outcome.data[0]
+            known[config.split] = {"counts": data["counts"], "sha256": data["split_sha256"], "leaked": data.get("leaked", 0)}
     _write_json(path, known)
 
 

@@ -118,7 +118,7 @@ def describe(values: dict[str, Any]) -> Section:
         "device",
         "test loss",
         "test accuracy",
-        "Wilson interval of one, %",
+        "Wilson interval of seed 0, %",
         "classical twin",
         "time of one training",
         "the paper's time",

@@ -108,6 +108,8 @@ Seeds 0 to {{ protocol.seeds - 1 }} on the split with seed 0. Every training kee
 them:
 such accuracies are optimistic. <code>--group-by source</code> keeps them apart; the comparison with the classical twin is
 grouped.</p>{% endif %}
+{% for ratio, count in leaked.items() %}<p>At {{ ratio }}, {{ count }} images of the validation and test split are byte for byte equal
+to one that was trained on: figures look too good.</p>{% endfor %}
 <p>{{ total }} in all, {{ total_cpu }} of processor time, in {{ sessions|length }} call{{ "s" if sessions|length != 1 }} of the command;
 {{ machine.workers }} worker process{{ "es" if machine.workers != 1 }} on {{ machine.cores }} cores ({{ machine.processor }},
 {{ machine.platform }}).

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hqtl_common import __version__
+from hqtl_common.backends.registry import backend_capabilities
 from hqtl_common.circuit import circuit_drawing
 from hqtl_common.classifier import decide, softmax
 from hqtl_common.errors import InputError
@@ -55,11 +56,13 @@ def write_report(path: Path, out: Path | None = None, evaluations: Sequence[Path
     values = {
         "name": path.absolute().name,
         "config": config,
-        "weights": _WEIGHTS.get(config.weights, Path(config.weights).name),
+        "weights": _WEIGHTS.get(config.weights, Path(config.weights).name) + (f", {config.unfreeze} tuned" if config.unfreeze else ""),
         "version": __version__,
         "data": data,
         "result": result,
-        "headline": headline(result["test"]),
+        "leaked": (leaked := data.get("leaked", 0)),
+        "headline": headline(result["test"], leaked),
+        "paid": backend_capabilities(config.backend).paid,
         "verdicts": [twin_verdict(twin, result) for twin in TWINS],
         "contenders": _contenders(result),
         "curves": [svg_source(chart) for chart in curves_charts(run.metrics(), result["best_epoch"])],

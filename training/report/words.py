@@ -11,14 +11,16 @@ __all__ = ["headline", "twin_verdict"]
 _ALPHA = 0.05
 
 
-def headline(test: dict[str, Any]) -> str:
+def headline(test: dict[str, Any], leaked: int = 0) -> str:
     """What the model does with the images of the test split, in one sentence.
 
     Args:
         test: Of :func:`training.metrics.classification_metrics`.
+        leaked: How many images of the validation and test split equal one that was trained on.
     """
     count, right = test["num_images"], round(test["accuracy"] * test["num_images"])
-    text = f"{right} of {_images(count)} that it had never seen were answered correctly"
+    unseen = "" if leaked else " that it had never seen"
+    text = f"{right} of {_images(count)}{unseen} were answered correctly"
     if len(test["labels"]) != 2:
         return f"{text}."
     positive = test["labels"].index(test["positive"])
