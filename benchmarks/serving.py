@@ -33,6 +33,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import numpy as np
 import onnxruntime
@@ -231,15 +232,15 @@ class Client:
         self.seconds: list[float] = []
 
     async def run(self) -> dict[str, Any]:
-        limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
-        async with httpx.AsyncClient(base_url=self.ask["url"], headers=self.headers, trust_env=False, timeout=60, limits=limits) as http:
+        connector = aiohttp.TCPConnector(limit=200)
+        async with aiohttp.ClientSession(self.ask["url"], headers=self.headers, connector=connector, raise_for_status=True) as http:
             await self.send(http, 0, time.perf_counter())
             self.seconds.clear()
             started = time.perf_counter()
             await (self.closed(http) if self.ask["mode"] == "closed" else self.open(http))
             return {"rate": len(self.seconds) / (time.perf_counter() - started), "seconds": self.seconds}
 
-    async def closed(self, http: httpx.AsyncClient) -> None:
+    async def closed(self, http: aiohttp.ClientSession) -> None:
         numbers = iter(range(self.ask["images"]))
 
         async def one_after_the_other() -> None:
@@ -248,7 +249,7 @@ class Client:
 
         await asyncio.gather(*(one_after_the_other() for _ in range(self.ask["clients"])))
 
-    async def open(self, http: httpx.AsyncClient) -> None:
+    async def open(self, http: aiohttp.ClientSession) -> None:
         count = int(self.ask["rate"] * self.ask["for_s"])
         scatter = np.random.default_rng(0).exponential(size=count) if self.ask["mode"] == "random" else np.ones(count)
         gaps = scatter / self.ask["rate"]
@@ -258,9 +259,9 @@ class Client:
                 await asyncio.sleep(max(0.0, started + arrival - time.perf_counter()))
                 tasks.create_task(self.send(http, number, started + arrival))
 
-    async def send(self, http: httpx.AsyncClient, number: int, arrival: float) -> None:
-        answer = await http.post("/v1/predict", content=self.bodies[number % len(self.bodies)])
-        answer.raise_for_status()
+    async def send(self, http: aiohttp.ClientSession, number: int, arrival: float) -> None:
+        async with http.post("/v1/predict", data=self.bodies[number % len(self.bodies)]) as answer:
+            await answer.read()
         self.seconds.append(time.perf_counter() - arrival)
 
 
