@@ -1,7 +1,7 @@
 """Python's garbage collector in a worker: what stays as long as the process is not looked through again and again.
 
-A full collection stops every thread while it walks all objects, and most of them are imported packages. It runs whenever enough requests
-have passed, so that a few answers take a tenth of a second longer than all others.
+A full collection stops every thread while it walks all objects, and most of them are imported packages; it can come in the middle of any
+request.
 """
 
 from __future__ import annotations
